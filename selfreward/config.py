@@ -1,0 +1,310 @@
+"""The recipe: typed, strict, free of torch.
+
+A recipe is one YAML file. Settings that the loop itself reads are typed here; the blocks
+``training.sft``, ``training.dpo``, ``training.lora`` and ``engine.vllm`` are handed to ``SFTConfig``,
+``DPOConfig``, ``LoraConfig`` and vLLM's ``EngineArgs`` under upstream's own names, and are checked
+against the fields of the installed versions (:mod:`selfreward.upstream`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from selfreward import upstream
+from selfreward.recipe_file import RecipeError, RecipeFile, RecipePath, read
+
+__all__ = ["Recipe", "RecipeError", "load_recipe"]
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Options = dict[str, Any]
+
+# What the loop sets itself, each with the setting to use instead.
+RESERVED_TRAINER = {
+    "output_dir": "it is the stage's folder of the run",
+    "seed": "use the recipe's seed",
+    "data_seed": "use the recipe's seed",
+    "report_to": "use tracking.report_to",
+    "run_name": "use name",
+    "push_to_hub": "push the finished model yourself, a run never publishes anything",
+    "model_init_kwargs": "use model.dtype, model.revision and model.trust_remote_code",
+    "trust_remote_code": "use model.trust_remote_code",
+}
+RESERVED_LORA = {
+    "task_type": "it is always CAUSAL_LM",
+    "inference_mode": "the adapter is trained",
+    "base_model_name_or_path": "use model.path",
+    "revision": "use model.revision",
+}
+RESERVED_VLLM = {
+    "model": "use model.path",
+    "tokenizer": "it is the model's own",
+    "dtype": "use model.dtype",
+    "revision": "use model.revision",
+    "tokenizer_revision": "use model.revision",
+    "trust_remote_code": "use model.trust_remote_code",
+    "seed": "each request has a seed of its own, derived from the recipe's",
+    "enable_lora": "the adapter is merged into the model that is served",
+}
+
+
+class Settings(BaseModel):
+    """A block of the recipe: unknown keys and values of a wrong type are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSettings(Settings):
+    """The model that the run starts from."""
+
+    path: RecipePath = Field(description="A folder (relative to the recipe) or the name of a model on the hub.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "bfloat16", description="In which numbers each merged model is stored, served and trained."
+    )
+    chat_template: RecipeFile | None = Field(
+        None, description="A Jinja file used in place of the tokenizer's own chat template."
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the model. Leave off unless you wrote that code."
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _folder_or_hub_name(cls, value: str) -> str:
+        if Path(value).is_dir() or re.fullmatch(r"\w[\w.-]*/[\w.-]+", value):
+            return value
+        raise ValueError(
+            f"no such folder: {value}, nor is it the OWNER/NAME of a hub model. "
+            "Give a folder that holds config.json and *.safetensors, or a hub name"
+        )
+
+
+class SeedDataSettings(Settings):
+    """Data of the seed stage, which makes M1 from M0 by SFT (section 2.1 of arXiv 2401.10020)."""
+
+    ift: RecipeFile = Field(description="Instruction data: JSONL with `prompt` and `response`.")
+    eft: RecipeFile = Field(description="Judging data: JSONL with `prompt`, `response` and `judgement`.")
+
+
+class PromptSettings(Settings):
+    """Where the prompts of each iteration come from."""
+
+    source: str = Field("dataset", description="A prompt source by name, or MODULE:CLASS.")
+    path: RecipeFile = Field(description="JSONL with `prompt` (text) or `messages` (chat).")
+    num: PositiveInt | None = Field(
+        None, description="Prompts an iteration; each iteration takes the next ones. Empty: all, each time."
+    )
+    max_characters: PositiveInt = Field(8000, description="A longer prompt is a bad line.")
+    on_bad_line: Literal["error", "skip"] = Field(
+        "error",
+        description="Malformed, empty, duplicate or over-long lines: stop and name them, or skip and count them.",
+    )
+
+
+class SamplingSettings(Settings):
+    """How an engine samples; the names are vLLM's."""
+
+    temperature: Annotated[float, Field(ge=0.0)] = Field(0.7, description="0 is greedy.")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.9, description="Nucleus sampling.")
+    max_tokens: PositiveInt = Field(1024, description="Most new tokens; a longer output is truncated.")
+
+
+class ResponseSettings(SamplingSettings):
+    """N responses to each prompt, sampled from M_t."""
+
+    n: Annotated[int, Field(ge=2)] = Field(4, description="Responses to each prompt; at least 2.")
+
+
+class TransformersSettings(Settings):
+    """Settings of the transformers engine."""
+
+    batch_size: PositiveInt = Field(32, description="Sequences in one padded batch.")
+
+
+class OpenAISettings(Settings):
+    """Settings of an OpenAI-compatible server."""
+
+    base_url: str = Field(description="Such as http://localhost:8000/v1.")
+    model: str = Field(description="The model's name on that server.")
+    api_key_env: str = Field("OPENAI_API_KEY", description="The environment variable that holds the key.")
+    max_concurrency: PositiveInt = Field(32, description="Most requests under way at once.")
+    max_retries: Annotated[int, Field(ge=0)] = Field(5, description="Retries of a request, with backoff.")
+    timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="Seconds that one request may take.")
+
+
+class EngineSettings(Settings):
+    """What samples and judges."""
+
+    name: str = Field("vllm", description="vllm, transformers, openai, or MODULE:CLASS.")
+    vllm: Options = Field(default_factory=dict, description="vLLM's engine arguments, by their own names.")
+    transformers: TransformersSettings = TransformersSettings()
+    openai: OpenAISettings | None = None
+    keep: bool | None = Field(
+        None,
+        description="Keep the engine up while training and hand it the new weights. "
+        "Empty: yes on a CPU, no on a GPU, whose memory training needs.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.name == "openai" and self.openai is None:
+            raise ValueError("the openai engine needs engine.openai with base_url and model")
+        upstream.check("engine.vllm", self.vllm, upstream.VLLM, reserved=RESERVED_VLLM)
+        return self
+
+
+class JudgeSettings(SamplingSettings):
+    """The judge: by default M_t itself with the additive prompt of the paper."""
+
+    name: str = Field("additive", description="A judge by name, or MODULE:CLASS.")
+    votes: PositiveInt = Field(3, description="Judgements of each response; the score is their mean.")
+    template: RecipeFile | None = Field(
+        None,
+        description="A text file with {prompt} and {response} in place of the paper's judge prompt.",
+    )
+    min_score: int = Field(0, description="Lowest score the judge may give.")
+    max_score: int = Field(5, description="Highest score the judge may give.")
+    max_tokens: PositiveInt = Field(512, description="Most new tokens of a judgement.")
+    engine: EngineSettings | None = Field(
+        None, description="Another engine to judge with. Empty: the model judges itself."
+    )
+
+    model: ModelSettings | None = Field(None, description="Another model to judge with, served by that engine.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.engine is not None and self.engine.name in ("vllm", "transformers") and self.model is None:
+            raise ValueError(f"engine.name is {self.engine.name}, and model is missing: name the model to judge with")
+        if self.min_score >= self.max_score:
+            raise ValueError(
+                f"min_score is {self.min_score} and max_score is {self.max_score}: no score lies between them"
+            )
+        return self
+
+
+class SelectionSettings(Settings):
+    """From judged responses to preference pairs."""
+
+    name: str = Field("best_worst", description="A selector by name, or MODULE:FUNCTION.")
+
+
+class TrainingSettings(Settings):
+    """SFT of the seed stage and DPO of each iteration, by TRL and PEFT."""
+
+    sft: Options = Field(default_factory=dict, description="SFTConfig of TRL, by its own names.")
+    dpo: Options = Field(default_factory=dict, description="DPOConfig of TRL, by its own names.")
+    lora: Options = Field(default_factory=dict, description="LoraConfig of PEFT, by its own names.")
+    rehearsal: Annotated[float, Field(ge=0.0)] = Field(
+        0.0,
+        description="Judging examples of the seed data that are rehearsed for each preference pair, by the "
+        "NLL term of the loss (needs `sft` in training.dpo.loss_type). Keeps the judge from rotting.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        upstream.check("training.sft", self.sft, upstream.SFT, reserved=RESERVED_TRAINER)
+        upstream.check("training.dpo", self.dpo, upstream.DPO, reserved=RESERVED_TRAINER)
+        upstream.check("training.lora", self.lora, upstream.LORA, reserved=RESERVED_LORA)
+        losses = self.dpo.get("loss_type", "sigmoid")
+        if self.rehearsal and "sft" not in ([losses] if isinstance(losses, str) else losses):
+            raise ValueError(
+                f"rehearsal is {self.rehearsal}, and training.dpo.loss_type is {losses!r}, which has no NLL term "
+                "to rehearse with. Write loss_type: [sigmoid, sft] with loss_weights, or rehearsal: 0"
+            )
+        return self
+
+
+class EvaluationSettings(Settings):
+    """Measurements on held-out data, of M1 and of the model of each iteration."""
+
+    prompts: RecipeFile | None = Field(None, description="Held-out prompts, in the format of prompts.path.")
+    n: PositiveInt = Field(1, description="Responses sampled for each held-out prompt, besides one greedy.")
+    scorer: str | None = Field(
+        None, description="MODULE:FUNCTION from (prompt, response) to a number: measures, never trains."
+    )
+    pass_score: float | None = Field(None, description="From which gold score on a response passes, for pass rates.")
+    judging: RecipeFile | None = Field(
+        None, description="Held-out judging data, in the format of seed_data.eft: how well the model judges."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.scorer is not None and self.prompts is None:
+            raise ValueError("a scorer needs evaluation.prompts to score responses to")
+        return self
+
+
+class LaunchSettings(Settings):
+    """Where the training of a stage runs."""
+
+    train: Literal["inline", "process", "accelerate"] | None = Field(
+        None,
+        description="In this process, in one of its own, or under `accelerate launch`. "
+        "Empty: inline on a CPU, a process of its own on a GPU.",
+    )
+    accelerate_config: RecipeFile | None = Field(None, description="A file of configs/accelerate/ for `accelerate`.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.train == "accelerate") != (self.accelerate_config is not None):
+            raise ValueError(
+                f"launch.train is {self.train!r} and accelerate_config is {self.accelerate_config}: "
+                "`accelerate` and its file go together"
+            )
+        return self
+
+
+class TrackingSettings(Settings):
+    """Where loop metrics and trainer logs go besides ``metrics.jsonl``."""
+
+    report_to: list[str] = Field(
+        default_factory=list, description="accelerate's trackers: tensorboard, wandb, trackio, mlflow, ..."
+    )
+    project: str = Field("selfreward", description="The project's name in the tracker.")
+
+
+class Recipe(Settings):
+    """Everything that decides what a run does."""
+
+    name: str = Field(description="The run's name: its folder is RUN_DIR/NAME.")
+    run_dir: Path = Field(Path("runs"), strict=False, description="The folder of runs, relative to where you start from.")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Every random choice of the run derives from it.")
+    iterations: PositiveInt = Field(3, description="T: from M1 to M(T+1).")
+    model: ModelSettings
+    seed_data: SeedDataSettings | None = Field(
+        None, description="Makes M1 by SFT. Empty: the model can judge already and is M1."
+    )
+    prompts: PromptSettings
+    responses: ResponseSettings = ResponseSettings()
+    judge: JudgeSettings = JudgeSettings()
+    selection: SelectionSettings = SelectionSettings()
+    training: TrainingSettings = TrainingSettings()
+    engine: EngineSettings = EngineSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    launch: LaunchSettings = LaunchSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    @field_validator("name")
+    @classmethod
+    def _safe_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+            raise ValueError(f"{value!r} is not a run name: use letters, digits, '.', '_' and '-'")
+        return value
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: ``key=value`` strings that win over the file, such as ``training.dpo.beta=0.2``.
+
+    Raises:
+        RecipeError: the recipe can't be run; the message has a line for each thing to mend.
+    """
+    return read(Recipe, Path(path), overrides)

@@ -1,0 +1,177 @@
+"""Reading a YAML file strictly: overrides, relative paths, and errors that name line, value and way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+Model = TypeVar("Model", bound=BaseModel)
+Key = tuple[str | int, ...]
+
+# The environment may hold secrets, and the resolved recipe is written to the run folder.
+OmegaConf.clear_resolver("oc.env")
+
+
+class RecipeError(ValueError):
+    """A recipe that can't be run: its message names the file, the line, the value and the way out."""
+
+
+class _Relative:
+    """Marks a path that is written relative to the recipe's own folder, as links on a page are."""
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"no such file: {path}")
+    return path
+
+
+RecipeFile = Annotated[Path, _Relative(), AfterValidator(_existing)]
+RecipePath = Annotated[str, _Relative()]
+
+
+def read(model: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model:
+    """Reads and validates a YAML file.
+
+    Args:
+        model: the settings it must fit.
+        path: the file; the relative paths in it start from its folder.
+        overrides: ``key=value`` strings that win over the file; their paths start from the working directory.
+
+    Raises:
+        RecipeError: unreadable, an unknown key, a wrong type or value, settings that exclude each other.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        _refuse_duplicates(yaml.compose(text, Loader=yaml.SafeLoader), path)
+        data = _as_dict(OmegaConf.create(text), path)
+        typed = _as_dict(OmegaConf.from_dotlist(list(overrides)), path)
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}. Give the path of a recipe, such as recipes/quickstart/run.yaml")
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise RecipeError(f"{path}: not a YAML mapping of settings: {error}") from error
+    for override in overrides:
+        if "=" not in override:
+            raise RecipeError(f"override {override!r} has no '='. Write it as key=value, such as iterations=1")
+    _absolute(model, data, path.resolve().parent)
+    _absolute(model, typed, Path.cwd())
+    merged = OmegaConf.merge(OmegaConf.create(data, flags={"allow_objects": True}), typed)
+    try:
+        return model.model_validate(OmegaConf.to_container(merged, resolve=True))
+    except OmegaConfBaseException as error:
+        raise RecipeError(f"{path}: {error}. Only keys of the recipe itself can be interpolated") from error
+    except ValidationError as error:
+        raise RecipeError(_explain(error, model, path, text, overrides)) from None
+
+
+def _as_dict(config: Any, path: Path) -> dict[str, Any]:
+    data = OmegaConf.to_container(config, resolve=False)
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of settings, and this is a {type(data).__name__}")
+    return data
+
+
+def _refuse_duplicates(node: yaml.Node | None, path: Path) -> None:
+    """YAML lets the last of two equal keys win in silence."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_duplicates(item, path)
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise RecipeError(f"{path}:{key.start_mark.line + 1}: the key {key.value!r} stands here a second time")
+            seen.add(key.value)
+            _refuse_duplicates(value, path)
+
+
+def _absolute(model: type[BaseModel], data: dict[str, Any], base: Path) -> None:
+    """Makes the relative paths of ``data`` absolute, in place."""
+    for name, field in model.model_fields.items():
+        value = data.get(name)
+        inner = submodel(field)
+        if inner is not None and isinstance(value, dict):
+            _absolute(inner, value, base)
+        elif isinstance(value, str) and _has_marker(field):
+            path = Path(base, Path(value).expanduser())
+            if field.annotation is not str:
+                data[name] = path.resolve()
+            elif path.is_dir():
+                data[name] = str(path.resolve())
+
+
+def submodel(field: FieldInfo) -> type[BaseModel] | None:
+    """The settings class of a block, or None for a plain setting."""
+    options = (field.annotation, *get_args(field.annotation))
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+def _has_marker(field: FieldInfo) -> bool:
+    marks = list(field.metadata)
+    for option in get_args(field.annotation):
+        marks += get_args(option) if get_origin(option) is Annotated else []
+    return any(isinstance(mark, _Relative) for mark in marks)
+
+
+def _explain(error: ValidationError, model: type[BaseModel], path: Path, text: str, overrides: Sequence[str]) -> str:
+    lines = dict(_key_lines(yaml.compose(text, Loader=yaml.SafeLoader)))
+    overridden = {tuple(item.partition("=")[0].split(".")) for item in overrides}
+    messages = []
+    for problem in error.errors(include_url=False):
+        key = tuple(problem["loc"])
+        dotted = ".".join(map(str, key)) or "the recipe"
+        if any(key[: len(start)] == start or start[: len(key)] == key for start in overridden if key):
+            where = "command line"
+        else:
+            line = next((lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in lines), 1)
+            where = f"{path}:{line}"
+        messages.append(f"{where}: {dotted}: {_message(dict(problem), model)}")
+    return "\n".join(messages)
+
+
+def _message(problem: dict[str, Any], model: type[BaseModel]) -> str:
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key. {suggest(str(problem['loc'][-1]), _siblings(model, problem['loc']))}"
+    if problem["type"] == "missing":
+        return "missing, and it has no default. Add it to the recipe"
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return text
+    return f"{text[0].lower()}{text[1:]}, and the value is {problem['input']!r}"
+
+
+def _siblings(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
+    for name in loc[:-1]:
+        inner = submodel(model.model_fields[str(name)])
+        assert inner is not None
+        model = inner
+    return list(model.model_fields)
+
+
+def suggest(name: str, known: Sequence[str], limit: int = 12) -> str:
+    """'Did you mean ...?' where a known name is near, else the known names."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if near:
+        return f"Did you mean {' or '.join(near)}?"
+    more = f" and {len(known) - limit} more" if len(known) > limit else ""
+    return f"Known: {', '.join(sorted(known)[:limit])}{more}."
+
+
+def _key_lines(node: yaml.Node | None, prefix: Key = ()) -> Iterator[tuple[Key, int]]:
+    """Each key of the file with the line, counted from 1, that it stands on."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield (*prefix, key.value), key.start_mark.line + 1
+            yield from _key_lines(value, (*prefix, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for place, item in enumerate(node.value):
+            yield (*prefix, place), item.start_mark.line + 1
+            yield from _key_lines(item, (*prefix, place))

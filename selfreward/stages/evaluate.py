@@ -1,0 +1,99 @@
+"""Held-out measurements of M_{t+1}, the model that iteration t made (t = 0: M1)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from selfreward import registry
+from selfreward.engines import Completion, Engine, SamplingParams
+from selfreward.evaluation.agreement import agreement
+from selfreward.evaluation.responses import gain, summarize
+from selfreward.judges import Judge, mean_scores
+from selfreward.judges.load import load_judge
+from selfreward.prompts.dataset import Graded, read_graded, read_prompts
+from selfreward.records import Agreement, Judgement, Measurement, Prompt, Response, content_id, derive_seed
+from selfreward.rundir import Run
+from selfreward.serving import Engines
+from selfreward.stages import Summary
+from selfreward.stages.gather import gather
+
+Scorer = Callable[[str, str], float]
+
+
+def stage(run: Run, iteration: int, engines: Engines) -> Summary:
+    """Writes measurements of responses and of judging, as far as the recipe names held-out data."""
+    settings = run.recipe.evaluation
+    model = run.model_path(iteration + 1)
+    summary: Summary = {"model": f"M{iteration + 1}"}
+    if settings.prompts is not None:
+        measurements = _measure(run, engines.policy(model))
+        run.stage("evaluate", iteration).write("records.jsonl", measurements)
+        summary |= summarize(measurements, settings.pass_score)
+        if iteration:
+            before = run.records("measurements", 0, Measurement)
+            summary |= gain(before, measurements, run.recipe.seed) or {}
+    if settings.judging is not None:
+        agreements = _agree(run, engines.judge(model))
+        run.stage("evaluate", iteration).write("agreement.jsonl", agreements)
+        summary |= agreement(agreements, run.recipe.judge.max_score)
+    return summary
+
+
+def _measure(run: Run, engine: Engine) -> list[Measurement]:
+    """Sampled as for training and once greedily, with the same seeds for every model."""
+    settings = run.recipe.evaluation
+    assert settings.prompts is not None
+    prompts, _ = read_prompts(run.recipe.prompts.model_copy(update={"path": settings.prompts}))
+    score: Scorer | None = settings.scorer and registry.load(settings.scorer, {}, "scorer")
+    sampled = SamplingParams.of(run.recipe.responses)
+    greedy = SamplingParams(0.0, 1.0, sampled.max_tokens)
+
+    async def one(prompt: Prompt) -> list[Measurement]:
+        seeds = [derive_seed(run.recipe.seed, "evaluate", prompt.id, k) for k in range(settings.n)]
+        many, single = await asyncio.gather(
+            engine.sample(prompt.messages, sampled, seeds), engine.sample(prompt.messages, greedy, [0])
+        )
+        ks: list[int | None] = [*range(settings.n), None]
+        return [_measurement(prompt, k, c, score) for k, c in zip(ks, [*many, *single], strict=True)]
+
+    return gather("held-out responses", prompts, one, lambda m: m.num_tokens)[0]
+
+
+def _measurement(prompt: Prompt, k: int | None, completion: Completion, score: Scorer | None) -> Measurement:
+    gold = None if score is None else float(score(prompt.text, completion.text))
+    return Measurement(prompt.id, k, completion.text, completion.finish_reason, completion.num_tokens, gold)
+
+
+def _agree(run: Run, engine: Engine) -> list[Agreement]:
+    """The judge's mean score of each held-out graded response beside the label in its judgement."""
+    path = run.recipe.evaluation.judging
+    assert path is not None
+    judge = load_judge(run.recipe)
+    graded = read_graded(path)
+    labels = [_label(judge, example, number) for number, example in enumerate(graded, start=1)]
+
+    async def one(item: tuple[Graded, float]) -> list[tuple[Agreement, int]]:
+        example, label = item
+        prompt = Prompt.make([{"role": "user", "content": example.prompt}], "evaluation")
+        identity = content_id("graded", example.prompt, example.response)
+        response = Response(identity, prompt.id, 0, example.response, "stop", 0, 0, "")
+        votes = await judge.judge(engine, prompt, [response], derive_seed(run.recipe.seed, "agreement", identity))
+        score = mean_scores(votes).get(identity)
+        errors = [vote.error for vote in votes if vote.error is not None]
+        return [(Agreement(example.prompt, example.response, label, score, errors), _tokens(votes))]
+
+    pairs, _ = gather("held-out judgements", list(zip(graded, labels, strict=True)), one, lambda pair: pair[1])
+    return [record for record, _ in pairs]
+
+
+def _label(judge: Judge, example: Graded, number: int) -> float:
+    label, error = judge.parse(example.judgement)
+    if label is None:
+        raise ValueError(f"evaluation.judging, example {number}: no label, {error} in {example.judgement!r}")
+    return label
+
+
+def _tokens(votes: Sequence[Judgement]) -> int:
+    return sum(vote.num_tokens for vote in votes)
+

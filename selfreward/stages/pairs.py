@@ -1,0 +1,76 @@
+"""Preference pairs from judged responses; every prompt ends as a pair or as a named rejection."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from selfreward import registry
+from selfreward.chat import ChatEncoder, load_tokenizer
+from selfreward.judges import mean_scores
+from selfreward.records import Judgement, PreferencePair, Prompt, Rejection, Response, by_prompt
+from selfreward.rundir import Run
+from selfreward.serving import Engines
+from selfreward.stages import Summary
+
+
+def stage(run: Run, iteration: int, engines: Engines) -> Summary:
+    """Writes pairs and rejections.
+
+    Raises:
+        ValueError: no prompt made a pair, so that there is nothing to train on.
+    """
+    prompts = run.records("prompts", iteration, Prompt)
+    responses = by_prompt(run.records("responses", iteration, Response))
+    judgements = run.records("judgements", iteration, Judgement)
+    scores = mean_scores(judgements)
+    select = registry.load(run.recipe.selection.name, registry.SELECTORS, "selector")
+    chat = ChatEncoder(load_tokenizer(run.model_path(iteration), run.recipe.model))
+
+    outcomes = [_trainable(select(prompt, responses[prompt.id], scores), chat) for prompt in prompts]
+    pairs = [pair for outcome in outcomes if isinstance(outcome, list) for pair in outcome]
+    rejections = [outcome for outcome in outcomes if isinstance(outcome, Rejection)]
+    reasons = Counter(rejection.reason for rejection in rejections)
+    paired = sum(isinstance(outcome, list) for outcome in outcomes)
+    assert paired + len(rejections) == len(prompts), "every prompt is a pair or a rejection"
+
+    folder = run.stage("pairs", iteration)
+    folder.write("records.jsonl", pairs)
+    folder.write("rejections.jsonl", rejections)
+    if not pairs:
+        raise ValueError(_no_pairs(iteration, len(prompts), reasons, judgements))
+    return {
+        "pairs": len(pairs),
+        "prompts_paired": paired,
+        "prompts_rejected": len(rejections),
+        **{f"rejected_{reason}": count for reason, count in sorted(reasons.items())},
+        "mean_margin": sum(pair.score_chosen - pair.score_rejected for pair in pairs) / len(pairs),
+    }
+
+
+def _trainable(outcome: list[PreferencePair] | Rejection, chat: ChatEncoder) -> list[PreferencePair] | Rejection:
+    """Rejects pairs with the text of control tokens, which the trainer's tokenizer would take for real ones."""
+    if isinstance(outcome, Rejection):
+        return outcome
+    clean = [
+        pair
+        for pair in outcome
+        if not any(chat.has_control_text(m["content"]) for m in (*pair.prompt, *pair.chosen, *pair.rejected))
+    ]
+    return clean or Rejection(outcome[0].prompt_id, "control_tokens")
+
+
+def _no_pairs(iteration: int, prompts: int, reasons: Counter[str], judgements: list[Judgement]) -> str:
+    counted = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    ways = {
+        "tie": "Ties: raise responses.n or responses.temperature so that responses differ, or judge.votes.",
+        "unscored": "Unscored: the judge's text has no readable score. Train it with seed_data.eft, or change "
+        "judge.template, or judge with another engine (judge.engine).",
+        "too_few_responses": "Too few whole responses: raise responses.max_tokens.",
+        "prompt_too_long": "Prompts too long: raise engine.vllm.max_model_len or shorten the prompts.",
+    }
+    advice = [text for reason, text in ways.items() if reason in reasons]
+    unread = [repr(j.raw_text[-200:]) for j in judgements if j.error][:3] if "unscored" in reasons else []
+    examples = [f"What the judge wrote, for example: {text}" for text in unread]
+    message = f"iteration {iteration} made no pair of {prompts} prompts ({counted}), so there is nothing to train on."
+    return "\n".join([message, *advice, *examples])
+

@@ -1,0 +1,1 @@
+"""SFT, DPO and the merge: the only importer of TRL and PEFT."""

@@ -1,0 +1,95 @@
+"""The option names of the installed TRL, PEFT and vLLM, read from their source without importing them.
+
+Importing any of the three loads torch, which takes longer than a user waits for a typing error.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib.util
+from collections.abc import Collection, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+
+from selfreward.recipe_file import suggest
+
+# Each class with its base classes, nearest last, as (package, file, class).
+Source = tuple[tuple[str, str, str], ...]
+_TRAINER = (
+    ("transformers", "training_args.py", "TrainingArguments"),
+    ("trl", "trainer/base_config.py", "_BaseConfig"),
+)
+SFT: Source = (*_TRAINER, ("trl", "trainer/sft_config.py", "SFTConfig"))
+DPO: Source = (*_TRAINER, ("trl", "trainer/dpo_config.py", "DPOConfig"))
+LORA: Source = (
+    ("peft", "config.py", "PeftConfigMixin"),
+    ("peft", "config.py", "PeftConfig"),
+    ("peft", "tuners/lora/config.py", "LoraConfig"),
+)
+VLLM: Source = (("vllm", "engine/arg_utils.py", "EngineArgs"),)
+
+
+def check(block: str, options: Mapping[str, Any], source: Source, reserved: Mapping[str, str]) -> None:
+    """Checks names and, where the annotation is a plain one, types of options meant for an upstream class.
+
+    Args:
+        block: the dotted name of the recipe's block, for the message.
+        reserved: names that the loop sets itself, each with what to write instead.
+
+    Raises:
+        ValueError: an unknown or reserved name or a value of a wrong type.
+    """
+    for name in options:
+        if name in reserved:
+            raise ValueError(f"{block}.{name} is set by the loop: {reserved[name]}")
+    known = fields(source)
+    if known is None:
+        return
+    package, _, cls = source[-1]
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(f"{block}.{name}: the installed {package} has no such field in {cls}. {suggest(name, list(known))}")
+        _check_type(f"{block}.{name}", value, known[name], f"{package}'s {cls}")
+
+
+@cache
+def fields(source: Source) -> dict[str, str] | None:
+    """Field names and annotations of a dataclass and its bases, or None where its package is not installed."""
+    found: dict[str, str] = {}
+    for package, file, cls in source:
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            return None
+        tree = ast.parse(Path(spec.submodule_search_locations[0], file).read_text(encoding="utf-8"))
+        body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls)
+        found |= {
+            node.target.id: ast.unparse(node.annotation)
+            for node in body
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        }
+    return {name: annotation for name, annotation in found.items() if "ClassVar" not in annotation}
+
+
+def _check_type(key: str, value: Any, annotation: str, owner: str) -> None:
+    names = {**vars(builtins), "Any": Any, "Literal": Literal, "Union": Union}
+    try:
+        expected = eval(annotation, {"__builtins__": {}}, names)  # noqa: S307 - the installed library's own source
+        if isinstance(expected, str):
+            expected = eval(expected, {"__builtins__": {}}, names)  # noqa: S307
+        adapter = TypeAdapter(expected, config=ConfigDict(strict=True))
+    except (NameError, AttributeError, TypeError, PydanticUserError):
+        return  # An annotation in upstream's own types: upstream checks the value when it is built.
+    try:
+        adapter.validate_python(value)
+    except ValidationError:
+        raise ValueError(f"{key} is {value!r}, and {owner} takes {annotation.strip(chr(39))}") from None
+
+
+def not_installed() -> Collection[str]:
+    """The packages whose options could not be checked."""
+    return [source[-1][0] for source in (DPO, LORA, VLLM) if fields(source) is None]
