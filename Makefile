@@ -50,5 +50,7 @@ $(STAMP): requirements/cpu.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing requirements/cpu.txt into $(VENV): about 4 GB, a minute or more"
 	@$(PIP) install --quiet --no-deps -r requirements/cpu.txt
+	@# A CUDA build can't be imported without its libraries, which the lock doesn't have.
+	@$(BIN)/python -c 'import torch' 2> /dev/null || { echo "pip took a CUDA build of torch: installing its libraries, 2.5 GB more. requirements/README.md tells how to get the CPU build" >&2; $(PIP) install --quiet "$$(grep '^torch==' requirements/cpu.txt)"; }
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@

@@ -29,7 +29,7 @@ MARKERS = {
     "triton": 'platform_machine == "x86_64"',
 }
 HEADER = f"""\
-# The CPU stack, exactly. Made by `make lock`; requirements/README.md tells how. Made with Python {{python}}, for {{span}}.
+# The CPU stack, exactly, for Python {{span}}; made by `make lock` with Python {{python}} (see requirements/README.md).
 #     pip install --no-deps -r requirements/cpu.txt
 #     pip install --no-deps --no-build-isolation -e .
 # Leaves out {", ".join(sorted(OMITTED))}, which {ENGINE} asks for and text models do not use."""
@@ -69,6 +69,8 @@ def _needs(distribution: Distribution, extra: str, python: str) -> Iterator[tupl
 def main() -> None:
     installed = {canonicalize_name(d.metadata["Name"]): d for d in distributions()}
     needed = set().union(*(closure(installed, python) for python in PYTHONS))
+    if not installed["torch"].version.endswith("+cpu"):
+        sys.exit(f"torch {installed['torch'].version} has CUDA libraries, which don't belong in the lock")
     missing = sorted(needed - set(installed))
     if missing:
         sys.exit(f"not installed here, and needed on one of Python {', '.join(PYTHONS)}: {', '.join(missing)}")

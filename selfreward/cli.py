@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/quickstart/run.yaml.")]
+RecipeArgument = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/quickstart/run.yaml.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings that win over the recipe's, such as iterations=1."),
@@ -60,8 +63,8 @@ def stage(
 ) -> None:
     """Performs one stage of an existing run, also under `accelerate launch -m selfreward`."""
     from selfreward import loop
-    from selfreward.rundir import Run
     from selfreward.launchers import leave_group
+    from selfreward.rundir import Run
     from selfreward.serving import Engines
 
     current = Run.open(run)
@@ -73,7 +76,8 @@ def stage(
 
 @app.command()
 def status(
-    run: RunArgument, as_json: Annotated[bool, typer.Option("--json", help="For programs: everything, as JSON.")] = False
+    run: RunArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: everything, as JSON.")] = False,
 ) -> None:
     """Shows what a run has done, its counts and its figures."""
     from selfreward import status as report
@@ -112,8 +116,15 @@ def options(
     """The options of the command itself."""
 
 
+# The libraries' own bars and start-up remarks would bury the run's; a user's settings win.
+QUIET = {"TQDM_DISABLE": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore::FutureWarning"}
+
+
 def main() -> None:
     """Entry point: what a user can mend is a message and exit status 1, never a traceback."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.simplefilter("ignore", FutureWarning)
     try:
         app()
     except (ValueError, ChildProcessError) as error:
@@ -122,4 +133,3 @@ def main() -> None:
         console.print(f"error: {error}", style="red", markup=False)
         console.print("(SELFREWARD_DEBUG=1 shows where it was raised)", style="dim")
         sys.exit(1)
-

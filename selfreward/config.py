@@ -272,7 +272,9 @@ class Recipe(Settings):
     """Everything that decides what a run does."""
 
     name: str = Field(description="The run's name: its folder is RUN_DIR/NAME.")
-    run_dir: Path = Field(Path("runs"), strict=False, description="The folder of runs, relative to where you start from.")
+    run_dir: Path = Field(
+        Path("runs"), strict=False, description="The folder of runs, relative to where you start from."
+    )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Every random choice of the run derives from it.")
     iterations: PositiveInt = Field(3, description="T: from M1 to M(T+1).")
     model: ModelSettings

@@ -110,7 +110,9 @@ def perform_here(run: Run, step: Step, engines: Engines) -> Summary:
 def before(recipe: Recipe, step: Step) -> list[Step]:
     """The steps whose results a step may read: all earlier ones but the evaluations of other iterations."""
     steps = plan(recipe)
-    return [s for s in steps[: steps.index(step)] if s.stage != "evaluate" or (step.stage == "evaluate" and not s.iteration)]
+    return [
+        s for s in steps[: steps.index(step)] if s.stage != "evaluate" or (step.stage == "evaluate" and not s.iteration)
+    ]
 
 
 def _words(summary: Summary) -> str:

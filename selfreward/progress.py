@@ -40,7 +40,9 @@ class Counter:
 
     @property
     def rate(self) -> str:
-        return f"{self.tokens / self.seconds:,.0f} tokens/s"
+        if self.tokens:
+            return f"{self.tokens / self.seconds:,.0f} tokens/s"
+        return f"{self.items / self.seconds:.1f}/s"
 
 
 class _Bar(Counter):
@@ -50,7 +52,7 @@ class _Bar(Counter):
         self._task = bar.add_task(name, total=total, rate="")
 
     def show(self) -> None:
-        self._bar.update(self._task, completed=self.items, rate=self.rate if self.tokens else "")
+        self._bar.update(self._task, completed=self.items, rate=self.rate)
 
 
 @contextmanager

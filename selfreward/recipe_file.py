@@ -76,7 +76,7 @@ def _as_dict(config: Any, path: Path) -> dict[str, Any]:
     data = OmegaConf.to_container(config, resolve=False)
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of settings, and this is a {type(data).__name__}")
-    return data
+    return {str(key): value for key, value in data.items()}
 
 
 def _refuse_duplicates(node: yaml.Node | None, path: Path) -> None:

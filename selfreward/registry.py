@@ -14,7 +14,6 @@ ENGINES = {
     "vllm": "selfreward.engines.vllm:VLLMEngine",
     "transformers": "selfreward.engines.transformers:TransformersEngine",
     "openai": "selfreward.engines.openai:OpenAIEngine",
-    "scripted": "selfreward.engines.scripted:ScriptedEngine",
 }
 JUDGES = {"additive": "selfreward.judges.additive:AdditiveJudge"}
 PROMPT_SOURCES = {"dataset": "selfreward.prompts.dataset:DatasetSource"}
@@ -32,7 +31,9 @@ def locate(name: str, known: dict[str, str], kind: str) -> str:
     module, colon, attribute = name.partition(":")
     if colon and module and attribute:
         return name
-    raise ValueError(f"no {kind} is called {name!r}. {suggest(name, list(known))} Or give an import path, MODULE:OBJECT")
+    raise ValueError(
+        f"no {kind} is called {name!r}. {suggest(name, list(known))} Or give an import path, MODULE:OBJECT"
+    )
 
 
 def load(name: str, known: dict[str, str], kind: str) -> Any:

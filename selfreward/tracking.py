@@ -38,7 +38,9 @@ def _start(name: str, project: str, run: Run) -> Any:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     if name not in LOGGER_TYPE_TO_CLASS:
-        raise ValueError(f"tracking.report_to: accelerate has no tracker {name!r}. {suggest(name, list(LOGGER_TYPE_TO_CLASS))}")
+        raise ValueError(
+            f"tracking.report_to: accelerate has no tracker {name!r}. {suggest(name, list(LOGGER_TYPE_TO_CLASS))}"
+        )
     if name not in [getattr(tracker, "value", tracker) for tracker in get_available_trackers()]:
         raise ValueError(f"tracking.report_to: {name} is not installed. Install it, or take it out of the recipe")
     tracker_class = LOGGER_TYPE_TO_CLASS[name]

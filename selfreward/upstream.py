@@ -53,7 +53,9 @@ def check(block: str, options: Mapping[str, Any], source: Source, reserved: Mapp
     package, _, cls = source[-1]
     for name, value in options.items():
         if name not in known:
-            raise ValueError(f"{block}.{name}: the installed {package} has no such field in {cls}. {suggest(name, list(known))}")
+            raise ValueError(
+                f"{block}.{name}: the installed {package} has no such field in {cls}. {suggest(name, list(known))}"
+            )
         _check_type(f"{block}.{name}", value, known[name], f"{package}'s {cls}")
 
 
@@ -76,11 +78,12 @@ def fields(source: Source) -> dict[str, str] | None:
 
 
 def _check_type(key: str, value: Any, annotation: str, owner: str) -> None:
+    # The annotations are the installed library's own source, no user's text.
     names = {**vars(builtins), "Any": Any, "Literal": Literal, "Union": Union}
     try:
-        expected = eval(annotation, {"__builtins__": {}}, names)  # noqa: S307 - the installed library's own source
+        expected = eval(annotation, {"__builtins__": {}}, names)
         if isinstance(expected, str):
-            expected = eval(expected, {"__builtins__": {}}, names)  # noqa: S307
+            expected = eval(expected, {"__builtins__": {}}, names)
         adapter = TypeAdapter(expected, config=ConfigDict(strict=True))
     except (NameError, AttributeError, TypeError, PydanticUserError):
         return  # An annotation in upstream's own types: upstream checks the value when it is built.

@@ -14,7 +14,7 @@ Script = Callable[[str, str, int], str | Completion]
 class ScriptedEngine:
     """Calls ``script(model, last message, seed)`` for each completion."""
 
-    script: Script
+    script: Script  # set by a subclass, as a staticmethod
 
     def __init__(self, model_path: str, model: ModelSettings, settings: EngineSettings) -> None:
         self.model = model_path

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vllm import RequestOutput
 
     from selfreward.config import EngineSettings, ModelSettings
-    from selfreward.records import Message
+    from selfreward.records import FinishReason, Message
 
 # Measured on the CPU build: compiling at start takes longer than a small run; half of the node's memory is
 # more than there may be; requests with a seed crash when a prefill is chunked.
@@ -54,8 +54,7 @@ class VLLMEngine:
             dtype=model.dtype,
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
-            disable_log_stats=True,
-            **options,
+            **{"disable_log_stats": True, "use_tqdm_on_load": False, **options},
         )
         self._engine = LLMEngine.from_engine_args(args)
         self._max_model_len = int(self._engine.model_config.max_model_len)
@@ -121,8 +120,8 @@ class VLLMEngine:
 
     def _completion(self, output: RequestOutput) -> Completion:
         result = output.outputs[0]
-        text = self._chat.tokenizer.decode(result.token_ids, skip_special_tokens=True)
-        reason = "length" if result.finish_reason == "length" else "stop"
+        text = self._chat.tokenizer.decode(list(result.token_ids), skip_special_tokens=True)
+        reason: FinishReason = "length" if result.finish_reason == "length" else "stop"
         return Completion(str(text), reason, len(result.token_ids))
 
 

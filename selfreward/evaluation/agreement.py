@@ -42,7 +42,10 @@ def agreement(records: Sequence[Agreement], best: float) -> dict[str, float | No
 def _pairs_agree(group: Sequence[Agreement]) -> list[bool]:
     """For each two responses with different labels: whether the scores put them in the same order."""
     return [
-        a.score is not None and b.score is not None and (a.score > b.score) == (a.label > b.label) and a.score != b.score
+        a.score is not None
+        and b.score is not None
+        and (a.score > b.score) == (a.label > b.label)
+        and a.score != b.score
         for a, b in combinations(group, 2)
         if a.label != b.label
     ]

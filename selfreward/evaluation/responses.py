@@ -25,9 +25,7 @@ def summarize(measurements: Sequence[Measurement], pass_score: float | None) -> 
     }
 
 
-def gain(
-    before: Sequence[Measurement], after: Sequence[Measurement], seed: int
-) -> dict[str, float] | None:
+def gain(before: Sequence[Measurement], after: Sequence[Measurement], seed: int) -> dict[str, float] | None:
     """Mean difference in gold score at the sampling temperature, with its 95 % bootstrap interval.
 
     Prompts are the unit that is resampled, as the responses to one prompt are not independent.

@@ -57,9 +57,7 @@ class AdditiveJudge:
             return None, "out_of_range"
         return score, None
 
-    async def judge(
-        self, engine: Engine, prompt: Prompt, responses: Sequence[Response], seed: int
-    ) -> list[Judgement]:
+    async def judge(self, engine: Engine, prompt: Prompt, responses: Sequence[Response], seed: int) -> list[Judgement]:
         votes = await asyncio.gather(*(self._votes(engine, prompt, response, seed) for response in responses))
         return [judgement for of_response in votes for judgement in of_response]
 
@@ -71,13 +69,10 @@ class AdditiveJudge:
             for vote, completion in enumerate(completions)
         ]
 
-    def _judgement(
-        self, response: Response, vote: int, seed: int, completion: Completion, model: str
-    ) -> Judgement:
+    def _judgement(self, response: Response, vote: int, seed: int, completion: Completion, model: str) -> Judgement:
+        score, error = self.parse(completion.text)
         if completion.finish_reason == "prompt_too_long":
-            score, error = None, "prompt_too_long"
-        else:
-            score, error = self.parse(completion.text)
+            error = "prompt_too_long"
         return Judgement(
             id=content_id("judgement", response.id, vote, seed, completion.text),
             prompt_id=response.prompt_id,

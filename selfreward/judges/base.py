@@ -27,9 +27,7 @@ class Judge(Protocol):
     def parse(self, text: str) -> tuple[float | None, str | None]:
         """(score, None) or (None, name of the error), from the judge's own text alone."""
 
-    async def judge(
-        self, engine: Engine, prompt: Prompt, responses: Sequence[Response], seed: int
-    ) -> list[Judgement]:
+    async def judge(self, engine: Engine, prompt: Prompt, responses: Sequence[Response], seed: int) -> list[Judgement]:
         """All judgements of the responses to one prompt.
 
         Args:

@@ -45,7 +45,7 @@ def _measure(run: Run, engine: Engine) -> list[Measurement]:
     settings = run.recipe.evaluation
     assert settings.prompts is not None
     prompts, _ = read_prompts(run.recipe.prompts.model_copy(update={"path": settings.prompts}))
-    score: Scorer | None = settings.scorer and registry.load(settings.scorer, {}, "scorer")
+    score: Scorer | None = registry.load(settings.scorer, {}, "scorer") if settings.scorer else None
     sampled = SamplingParams.of(run.recipe.responses)
     greedy = SamplingParams(0.0, 1.0, sampled.max_tokens)
 
@@ -96,4 +96,3 @@ def _label(judge: Judge, example: Graded, number: int) -> float:
 
 def _tokens(votes: Sequence[Judgement]) -> int:
     return sum(vote.num_tokens for vote in votes)
-

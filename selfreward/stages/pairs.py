@@ -73,4 +73,3 @@ def _no_pairs(iteration: int, prompts: int, reasons: Counter[str], judgements: l
     examples = [f"What the judge wrote, for example: {text}" for text in unread]
     message = f"iteration {iteration} made no pair of {prompts} prompts ({counted}), so there is nothing to train on."
     return "\n".join([message, *advice, *examples])
-

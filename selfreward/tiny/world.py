@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 KINDS: dict[str, tuple[str, ...]] = {
     "animals": (
@@ -86,7 +87,7 @@ class Task:
         return (
             len(words) == self.count,
             all(word in KINDS[self.kind] for word in words),
-            words == sorted(words, reverse=self.order != "alphabetical"),
+            words == self.in_order(words),
             len(set(words)) == len(words),
             rule,
         )
@@ -96,21 +97,38 @@ class Task:
         return sum(self.checks(response))
 
     def verdict(self, response: str) -> str:
-        """The right judgement: each check in turn, then the score on a line of its own."""
-        points = (
-            f"{_number(len(response.split()))} of {NUMBERS[self.count]}",
-            self.kind,
-            self.order,
-            "unique",
-            f"{self.rule} {self.word}",
+        """The right judgement: for each check what was found and whether it holds, then the score.
+
+        Naming the evidence (the word that is no animal, the word out of order, or ``none``) before each
+        yes or no is what lets so small a model learn to judge.
+        """
+        words = response.split()
+        evidence = (
+            NUMBERS[min(len(words), len(NUMBERS) - 1)],
+            _first(word for word in words if word not in KINDS[self.kind]),
+            _first(b for a, b in pairwise(words) if [a, b] != self.in_order([a, b])),
+            _first(word for place, word in enumerate(words) if word in words[:place]),
+            self._rule_evidence(words),
         )
-        checks = self.checks(response)
-        lines = [f"{point} {'yes' if kept else 'no'}" for point, kept in zip(points, checks, strict=True)]
-        return f"{', '.join(lines)}\nScore: {sum(checks)}"
+        names = ("count", "stranger", "disorder", "repeat", self.rule.split()[0])
+        points = [
+            f"{name} {found} {'yes' if kept else 'no'}"
+            for name, found, kept in zip(names, evidence, self.checks(response), strict=True)
+        ]
+        return f"{', '.join(points)}\nScore: {self.score(response)}"
+
+    def _rule_evidence(self, words: list[str]) -> str:
+        if self.rule in ("including", "leaving out") or not words:
+            return _first(word for word in words if word == self.word)
+        return words[0] if self.rule == "starting with" else words[-1]
+
+    def in_order(self, words: list[str]) -> list[str]:
+        """The words in the order that the task asks for."""
+        return sorted(words, reverse=self.order != ORDERS[0])
 
 
-def _number(count: int) -> str:
-    return NUMBERS[min(count, len(NUMBERS) - 1)]
+def _first(words: Iterable[str]) -> str:
+    return next(iter(words), "none")
 
 
 def all_tasks() -> list[Task]:
@@ -151,8 +169,8 @@ def parse(text: str) -> Task:
     """
     for phrasing, pattern in enumerate(_PATTERNS):
         if match := pattern.fullmatch(text.strip()):
-            fields = match.groupdict()
-            return Task(**{**fields, "count": NUMBERS.index(fields["count"])}, phrasing=phrasing)
+            count = NUMBERS.index(match["count"])
+            return Task(match["kind"], count, match["order"], match["rule"], match["word"], phrasing)
     raise ValueError(f"not an instruction of the tiny world: {text!r}")
 
 
@@ -182,7 +200,7 @@ def demonstrate(task: Task, rng: random.Random, flaw: float) -> str:
     count = task.count
     if "count" in flaws:
         count = max(1, count + rng.choice((-2, -1, 1, 2)))
-    words = sorted(_choose(task, count, "rule" in flaws, rng), reverse=task.order != ORDERS[0])
+    words = task.in_order(_choose(task, count, "rule" in flaws, rng))
     if "order" in flaws:
         rng.shuffle(words)
     if "unique" in flaws and len(words) > 1:
@@ -216,4 +234,3 @@ def _stranger(kind: str, words: Sequence[str], place: int, rng: random.Random) -
     neighbours = sorted({*words[max(0, place - 1) : place], *words[place + 1 : place + 2]})
     fitting = [word for word in strangers if neighbours and neighbours[0] <= word <= neighbours[-1]]
     return rng.choice(fitting if fitting and rng.random() < 0.5 else strangers)
-

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 
 from selfreward.chat import load_tokenizer
+from selfreward.progress import track
 from selfreward.rundir import Run
+from selfreward.serving import has_gpu
+
+FIGURES = ("train_loss", "rewards/accuracies", "rewards/margins")
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        Trainer,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
 
 
 def load_model(path: str, run: Run, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -37,6 +50,7 @@ def trainer_options(run: Run, iteration: int, options: dict[str, Any]) -> dict[s
         "save_strategy": "no",
         "logging_steps": 5,
         "disable_tqdm": True,
+        "dataloader_pin_memory": has_gpu(),
         **options,
         "output_dir": str(run.stage("train", iteration).path),
         "run_name": f"{run.recipe.name}-{iteration}",
@@ -53,11 +67,27 @@ def save_model(model: PreTrainedModel, run: Run, source: str, iteration: int) ->
     tokenizer.save_pretrained(out)
 
 
-class LogToRun(TrainerCallback):  # type: ignore[misc]
-    """Puts the trainer's own logs into ``metrics.jsonl`` beside the loop's."""
+class Watch(TrainerCallback):
+    """Shows the trainer's steps, and puts its logs into ``metrics.jsonl`` beside the loop's."""
 
     def __init__(self, run: Run, iteration: int) -> None:
         self._run, self._iteration = run, iteration
+        self._open = ExitStack()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self._counter = self._open.enter_context(track("training steps", state.max_steps))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self._counter.advance()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._open.close()
 
     def on_log(
         self,
@@ -71,18 +101,21 @@ class LogToRun(TrainerCallback):  # type: ignore[misc]
             self._run.log({"iteration": self._iteration, "stage": "train", "step": state.global_step, **logs})
 
 
-def finish(run: Run, log_history: list[dict[str, float]]) -> dict[str, float]:
-    """The trainer's summary: its last figures.
+def train(trainer: Trainer, run: Run, iteration: int) -> dict[str, Any]:
+    """Trains, and returns the number of steps and the last figures.
 
     Raises:
         ValueError: a loss that is not a number; such a model goes no further.
     """
-    losses = [entry["loss"] for entry in log_history if "loss" in entry]
-    broken = [loss for loss in losses if loss != loss or abs(loss) == float("inf")]
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Watch(run, iteration))
+    trainer.train()
+    history = trainer.state.log_history
+    broken = [entry["loss"] for entry in history if not isfinite(float(entry.get("loss", 0.0)))]
     if broken:
         raise ValueError(
-            f"the training loss became {broken[0]}. Lower training.*.learning_rate, or set max_grad_norm; "
-            f"the losses are in {run.path / 'metrics.jsonl'}"
+            f"the training loss became {broken[0]}. Lower the learning_rate, or set max_grad_norm; "
+            f"all losses are in {run.path / 'metrics.jsonl'}"
         )
-    wanted = ("train_loss", "rewards/accuracies", "rewards/margins", "loss", "epoch")
-    return {name: entry[name] for entry in log_history for name in wanted if name in entry}
+    figures = {name: float(entry[name]) for entry in history for name in FIGURES if name in entry}
+    return {"steps": trainer.state.global_step, **figures}

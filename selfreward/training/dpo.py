@@ -18,7 +18,7 @@ from selfreward.judges.load import load_judge
 from selfreward.prompts.dataset import read_graded
 from selfreward.records import PreferencePair, derive_seed
 from selfreward.rundir import Run
-from selfreward.training.common import LogToRun, finish, load_model, save_model, trainer_options
+from selfreward.training.common import load_model, save_model, train, trainer_options
 
 # Section 3.1.2: batch 16, cosine from 1e-6 to 1e-7, beta 0.1.
 DEFAULTS: dict[str, Any] = {
@@ -46,16 +46,14 @@ def train_iteration(run: Run, iteration: int) -> dict[str, Any]:
         train_dataset=Dataset.from_list(rows),
         processing_class=load_tokenizer(source, run.recipe.model),
         peft_config=LoraConfig(**{**LORA_DEFAULTS, **settings.lora}, task_type="CAUSAL_LM"),
-        callbacks=[LogToRun(run, iteration)],
     )
-    trainer.train()
-    summary = finish(run, trainer.state.log_history)
+    summary = train(trainer, run, iteration)
     adapter = str(run.stage("train", iteration).path / "adapter")
     trainer.save_model(adapter)
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         merge(run, source, adapter, iteration)
-    return {"examples": len(rows), "steps": trainer.state.global_step, **summary}
+    return {"examples": len(rows), **summary}
 
 
 def preference_rows(run: Run, iteration: int) -> list[dict[str, Any]]:
@@ -76,7 +74,9 @@ def preference_rows(run: Run, iteration: int) -> list[dict[str, Any]]:
     judge = load_judge(run.recipe)
     for example in picked:
         verdict = [{"role": "assistant", "content": example.judgement}]
-        rows.append({"prompt": judge.messages(example.prompt, example.response), "chosen": verdict, "rejected": verdict})
+        rows.append(
+            {"prompt": judge.messages(example.prompt, example.response), "chosen": verdict, "rejected": verdict}
+        )
     return rows
 
 

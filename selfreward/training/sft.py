@@ -11,7 +11,7 @@ from selfreward.chat import load_tokenizer
 from selfreward.judges.load import load_judge
 from selfreward.prompts.dataset import read_demonstrations, read_graded
 from selfreward.rundir import Run
-from selfreward.training.common import LogToRun, finish, load_model, save_model, trainer_options
+from selfreward.training.common import load_model, save_model, train, trainer_options
 
 # Section 3.1.2: batch 16, cosine from 5.5e-6 to 1.1e-6, loss on the target tokens only.
 DEFAULTS: dict[str, Any] = {
@@ -35,22 +35,22 @@ def train_seed(run: Run) -> dict[str, Any]:
         args=SFTConfig(**trainer_options(run, 0, {**DEFAULTS, **run.recipe.training.sft})),
         train_dataset=Dataset.from_list(rows),
         processing_class=load_tokenizer(source, run.recipe.model),
-        callbacks=[LogToRun(run, 0)],
     )
-    trainer.train()
-    summary = finish(run, trainer.state.log_history)
+    summary = train(trainer, run, 0)
     trainer.accelerator.wait_for_everyone()
     model = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.is_world_process_zero():
         save_model(model, run, source, 0)
-    return {"examples": len(rows), "steps": trainer.state.global_step, **summary}
+    return {"examples": len(rows), **summary}
 
 
 def seed_rows(run: Run) -> list[dict[str, Any]]:
     """IFT and EFT in TRL's prompt-completion format; EFT's prompt is the judge's own."""
     assert run.recipe.seed_data is not None
     judge = load_judge(run.recipe)
-    rows = [_row([{"role": "user", "content": d.prompt}], d.response) for d in read_demonstrations(run.recipe.seed_data.ift)]
+    rows = [
+        _row([{"role": "user", "content": d.prompt}], d.response) for d in read_demonstrations(run.recipe.seed_data.ift)
+    ]
     rows += [_row(judge.messages(g.prompt, g.response), g.judgement) for g in read_graded(run.recipe.seed_data.eft)]
     return rows
 

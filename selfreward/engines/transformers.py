@@ -1,0 +1,181 @@
+"""Plain ``model.generate`` of transformers: slower than vLLM, and at home on any machine."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from selfreward.chat import ChatEncoder, load_tokenizer
+from selfreward.engines.base import TOO_LONG, Completion, SamplingParams
+
+if TYPE_CHECKING:
+    from selfreward.config import EngineSettings, ModelSettings
+    from selfreward.records import Message
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    ids: list[int]
+    params: SamplingParams
+    seed: int
+    future: asyncio.Future[Completion]
+
+
+class SeededGumbel(LogitsProcessor):
+    """Makes the argmax of the scores a sample: the Gumbel-max trick, with one generator a row.
+
+    ``generate`` samples a whole batch from one generator, so that a row's tokens depend on its neighbours.
+    Here the noise of a row depends only on its seed and the step.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
+        """Adds noise to scores of shape (rows, vocabulary)."""
+        noise = torch.empty_like(scores)
+        for row, generator in zip(noise, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        # The clamp keeps a draw of 0 from making a token certain, above all one that top-p has ruled out.
+        return scores - noise.clamp_min(torch.finfo(noise.dtype).tiny).log()
+
+
+class TransformersEngine:
+    """Implements :class:`selfreward.engines.base.Engine` with padded batches of ``model.generate``."""
+
+    def __init__(self, model_path: str, model: ModelSettings, settings: EngineSettings) -> None:
+        self._settings = model
+        self._batch_size = settings.transformers.batch_size
+        self._chat = ChatEncoder(load_tokenizer(model_path, model))
+        self._device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        self._model: Any = None
+        self._waiting: list[_Request] = []
+        self._pump: asyncio.Task[None] | None = None
+        self._load(model_path)
+
+    async def sample(
+        self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
+    ) -> list[Completion]:
+        ids = self._chat.encode(messages)
+        if self._max_model_len is not None and len(ids) + params.max_tokens > self._max_model_len:
+            return [TOO_LONG] * len(seeds)
+        return await asyncio.gather(*(self._submit(ids, params, seed) for seed in seeds))
+
+    def reload(self, model_path: str) -> None:
+        assert not self._waiting, "weights must not change under a request"
+        self.close()
+        self._load(model_path)
+
+    def close(self) -> None:
+        self._model = None
+        # Modules and their hooks form cycles, which hold the weights until they are collected.
+        gc.collect()
+        if self._device.type != "cpu":
+            torch.accelerator.empty_cache()
+
+    def _load(self, model_path: str) -> None:
+        self._model = AutoModelForCausalLM.from_pretrained(
+            model_path,
+            revision=self._settings.revision or "main",
+            dtype=getattr(torch, self._settings.dtype),
+            trust_remote_code=self._settings.trust_remote_code,
+        )
+        self._model.to(self._device).eval()
+        self._eos = _eos_ids(self._model.generation_config, self._chat.tokenizer.eos_token_id)
+        # `generate` takes what it isn't told from the model's own defaults, such as a repetition penalty.
+        self._model.generation_config = GenerationConfig(
+            do_sample=False, eos_token_id=self._eos, pad_token_id=self._chat.tokenizer.pad_token_id
+        )
+        self._max_model_len: int | None = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        self.model = model_path
+
+    def _submit(self, ids: list[int], params: SamplingParams, seed: int) -> asyncio.Future[Completion]:
+        loop = asyncio.get_running_loop()
+        request = _Request(ids, params, seed, loop.create_future())
+        self._waiting.append(request)
+        if self._pump is None or self._pump.done():
+            self._pump = loop.create_task(self._run())
+        return request.future
+
+    async def _run(self) -> None:
+        """Runs batch after batch while anything waits."""
+        batch: list[_Request] = []
+        try:
+            while self._waiting:
+                # A coroutine whose completion is ready needs a few turns of the loop until its next request is here.
+                for _ in range(4):
+                    await asyncio.sleep(0)
+                batch = self._next_batch()
+                for request, completion in zip(batch, self._generate(batch), strict=True):
+                    if not request.future.done():
+                        request.future.set_result(completion)
+        except Exception as error:
+            for request in [*batch, *self._waiting]:
+                if not request.future.done():
+                    request.future.set_exception(error)
+        finally:
+            self._waiting.clear()
+
+    def _next_batch(self) -> list[_Request]:
+        """Takes the longest prompts of the largest group with the same params: full batches, little padding."""
+        self._waiting = [request for request in self._waiting if not request.future.done()]
+        groups: dict[SamplingParams, list[_Request]] = {}
+        for request in self._waiting:
+            groups.setdefault(request.params, []).append(request)
+        largest = max(groups.values(), key=len, default=[])
+        batch = sorted(largest, key=lambda request: len(request.ids), reverse=True)[: self._batch_size]
+        taken = set(batch)
+        self._waiting = [request for request in self._waiting if request not in taken]
+        return batch
+
+    def _generate(self, batch: list[_Request]) -> list[Completion]:
+        if not batch:
+            return []
+        params, longest = batch[0].params, len(batch[0].ids)
+        pad = self._chat.tokenizer.pad_token_id
+        inputs = [[pad] * (longest - len(request.ids)) + request.ids for request in batch]
+        mask = [[0] * (longest - len(request.ids)) + [1] * len(request.ids) for request in batch]
+        with torch.inference_mode():
+            outputs = self._model.generate(
+                input_ids=torch.tensor(inputs, device=self._device),
+                attention_mask=torch.tensor(mask, device=self._device),
+                max_new_tokens=params.max_tokens,
+                logits_processor=self._processors(params, [request.seed for request in batch]),
+            )
+        return [self._completion(row) for row in outputs[:, longest:].tolist()]
+
+    def _processors(self, params: SamplingParams, seeds: Sequence[int]) -> LogitsProcessorList:
+        processors = LogitsProcessorList()
+        if params.temperature:
+            processors.append(TemperatureLogitsWarper(float(params.temperature)))
+            if params.top_p < 1.0:
+                processors.append(TopPLogitsWarper(params.top_p))
+            processors.append(SeededGumbel(seeds, self._device))
+        return processors
+
+    def _completion(self, tokens: list[int]) -> Completion:
+        """A row of new tokens up to its EOS; what follows is padding."""
+        end = next((place for place, token in enumerate(tokens) if token in self._eos), None)
+        kept = tokens if end is None else tokens[: end + 1]
+        text = self._chat.tokenizer.decode(kept, skip_special_tokens=True)
+        return Completion(str(text), "length" if end is None else "stop", len(kept))
+
+
+def _eos_ids(config: GenerationConfig, tokenizer_eos: int) -> list[int]:
+    """All ids that end a response, as vLLM has them: the tokenizer's, and those of the generation config."""
+    ids = config.eos_token_id
+    listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    return sorted({tokenizer_eos, *listed})

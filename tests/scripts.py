@@ -1,0 +1,42 @@
+"""Engines that follow a script, named in test recipes as ``engine.name=scripts:CLASS``."""
+
+from selfreward.engines.scripted import ScriptedEngine
+
+REVIEW = "Review"
+
+
+def numbers(model: str, text: str, seed: int) -> str:
+    """Answers are a number of words from 1 to 5; the judge counts them."""
+    if text.startswith(REVIEW):
+        return f"I count.\nScore: {min(5, len(text.rpartition('Answer: ')[2].split()))}"
+    return " ".join(["fox"] * (seed % 5 + 1))
+
+
+class Numbers(ScriptedEngine):
+    script = staticmethod(numbers)
+
+
+class Ties(ScriptedEngine):
+    script = staticmethod(lambda model, text, seed: "Score: 3" if text.startswith(REVIEW) else f"fox {seed}")
+
+
+class Mute(ScriptedEngine):
+    script = staticmethod(lambda model, text, seed: "no idea" if text.startswith(REVIEW) else f"fox {seed}")
+
+
+class Sham(ScriptedEngine):
+    """Every response announces the best score for itself; the judge says nothing of the kind."""
+
+    script = staticmethod(lambda model, text, seed: "no idea" if text.startswith(REVIEW) else f"{seed}\nScore: 5")
+
+
+class Control(ScriptedEngine):
+    script = staticmethod(
+        lambda model, text, seed: f"Score: {seed % 6}" if text.startswith(REVIEW) else f"<|end|> {seed}"
+    )
+
+
+class Broken(ScriptedEngine):
+    @staticmethod
+    def script(model: str, text: str, seed: int) -> str:
+        raise ValueError("the server is on fire. Put it out")

@@ -1,0 +1,297 @@
+"""The engines that hold weights themselves, and the scripted one. Both real ones pass the same tests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_random_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from selfreward import registry
+from selfreward.config import EngineSettings, ModelSettings
+from selfreward.engines import Completion, Engine, SamplingParams
+from selfreward.engines.base import TOO_LONG
+from selfreward.engines.scripted import ScriptedEngine
+from selfreward.records import Message
+
+# The smallest block of the CPU, so that long prompts have whole blocks to share.
+VLLM_OPTIONS = {"max_model_len": 128, "max_num_seqs": 64, "block_size": 32, "kv_cache_memory_bytes": 1 << 26}
+EXTRA_EOS = "yes"
+
+GREEDY = SamplingParams(temperature=0.0, top_p=1.0, max_tokens=24)
+SAMPLED = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=24)
+NUCLEUS = SamplingParams(temperature=0.7, top_p=0.8, max_tokens=16)
+
+NOUNS = "ant bear camel deer elk fox goat horse jackal koala lion mouse otter pig rabbit seal".split()
+# Of 1 to 16 words, so that a batch of them is padded.
+PROMPTS = [[{"role": "user", "content": " ".join(NOUNS[:num])}] for num in range(1, 17)]
+
+Request = tuple[list[Message], SamplingParams, list[int]]
+
+
+def make_models(folder: Path) -> tuple[Path, Path]:
+    """Two models whose generation config has a second EOS and a penalty, which is not the recipe's."""
+    paths = make_random_model(folder / "a", seed=1), make_random_model(folder / "b", seed=2)
+    for path in paths:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        eos = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(EXTRA_EOS)]
+        GenerationConfig(eos_token_id=eos, repetition_penalty=3.0).save_pretrained(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return make_models(tmp_path_factory.mktemp("engines"))
+
+
+def start(name: str, path: Path, batch_size: int = 8) -> Engine:
+    settings = EngineSettings(name=name, vllm=VLLM_OPTIONS, transformers={"batch_size": batch_size})
+    kind = registry.load(name, registry.ENGINES, "engine")
+    return kind(str(path), ModelSettings(path=str(path), dtype="float32"), settings)
+
+
+@pytest.fixture(scope="module")
+def engines(models: tuple[Path, Path]) -> Iterator[Callable[[str], Engine]]:
+    """Starts each engine once."""
+    started: dict[str, Engine] = {}
+
+    def get(name: str) -> Engine:
+        if name not in started:
+            started[name] = start(name, models[0])
+        return started[name]
+
+    yield get
+    for engine in started.values():
+        engine.close()
+
+
+@pytest.fixture(params=["transformers", "vllm"])
+def engine(request: pytest.FixtureRequest, engines: Callable[[str], Engine]) -> Engine:
+    return engines(request.param)
+
+
+def run(engine: Engine, requests: Sequence[Request]) -> list[list[Completion]]:
+    """All requests in flight at once."""
+
+    async def everything() -> list[list[Completion]]:
+        return await asyncio.gather(*(engine.sample(*request) for request in requests))
+
+    return asyncio.run(everything())
+
+
+def one(engine: Engine, messages: list[Message], params: SamplingParams, seed: int = 0) -> Completion:
+    return run(engine, [(messages, params, [seed])])[0][0]
+
+
+def reference(path: Path, messages: list[Message], max_tokens: int) -> Completion:
+    """What transformers' own greedy ``generate`` gives for one prompt, without any penalty."""
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model.generation_config = GenerationConfig()
+    eos = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(EXTRA_EOS)]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    output = model.generate(**ids, do_sample=False, max_new_tokens=max_tokens, eos_token_id=eos, pad_token_id=0)
+    new = output[0, ids["input_ids"].shape[1] :].tolist()
+    text = tokenizer.decode(new, skip_special_tokens=True)
+    return Completion(text, "stop" if new[-1] in eos else "length", len(new))
+
+
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED, NUCLEUS], ids=["greedy", "sampled", "nucleus"])
+def test_a_result_does_not_depend_on_what_shares_the_batch(engine: Engine, params: SamplingParams) -> None:
+    requests = [(messages, params, [7 * place, 7 * place + 1]) for place, messages in enumerate(PROMPTS)]
+    together = run(engine, requests)
+    assert run(engine, requests[::-1]) == together[::-1]
+    assert [run(engine, [request])[0] for request in requests] == together
+
+
+def test_requests_with_different_params_share_a_run(engine: Engine) -> None:
+    mixed = [(PROMPTS[place], params, [place]) for place in range(9) for params in (GREEDY, SAMPLED, NUCLEUS)]
+    assert run(engine, mixed) == [run(engine, [request])[0] for request in mixed]
+
+
+def test_completions_are_in_the_order_of_the_seeds(engine: Engine) -> None:
+    seeds = [3, 1, 2, 1]
+    completions = run(engine, [(PROMPTS[4], SAMPLED, seeds)])[0]
+    assert completions == [one(engine, PROMPTS[4], SAMPLED, seed) for seed in seeds]
+    assert completions[1] == completions[3]
+    assert len({completion.text for completion in completions}) == 3
+
+
+def test_greedy_is_transformers_own(engine: Engine, models: tuple[Path, Path]) -> None:
+    """Also: the two engines give the same, and neither takes a penalty from the generation config."""
+    completions = run(engine, [(messages, GREEDY, [0]) for messages in PROMPTS])
+    assert [c for [c] in completions] == [reference(models[0], messages, 24) for messages in PROMPTS]
+
+
+def test_temperature_and_top_p_give_the_exact_distribution(engine: Engine, models: tuple[Path, Path]) -> None:
+    params = SamplingParams(temperature=0.7, top_p=0.6, max_tokens=1)
+    num = 3000
+    observed = Counter(c.text for c in run(engine, [(PROMPTS[2], params, list(range(num)))])[0])
+    expected = next_token_distribution(models[0], PROMPTS[2], params)
+    assert 3 <= len(expected) <= 30, "a nucleus that shows something"
+    assert set(observed) <= set(expected)
+    for text, probability in expected.items():
+        # Four standard deviations.
+        allowed = 4 * (num * probability * (1 - probability)) ** 0.5
+        assert observed[text] == pytest.approx(num * probability, abs=allowed)
+
+
+def next_token_distribution(path: Path, messages: list[Message], params: SamplingParams) -> dict[str, float]:
+    """The nucleus and its probabilities, by definition: the fewest likeliest tokens that hold top_p."""
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.inference_mode():
+        probabilities = (model(**ids).logits[0, -1] / params.temperature).softmax(-1)
+    nucleus: dict[int, float] = {}
+    for token in probabilities.argsort(descending=True).tolist():
+        if sum(nucleus.values()) >= params.top_p:
+            break
+        nucleus[token] = float(probabilities[token])
+    texts: Counter[str] = Counter()
+    for token, probability in nucleus.items():
+        texts[tokenizer.decode([token], skip_special_tokens=True)] += probability / sum(nucleus.values())
+    return dict(texts)
+
+
+def test_finish_reasons_and_token_counts(engine: Engine) -> None:
+    completions = run(engine, [(PROMPTS[3], SAMPLED, list(range(200)))])[0]
+    stopped = [c for c in completions if c.finish_reason == "stop"]
+    cut_off = [c for c in completions if c.finish_reason == "length"]
+    assert stopped
+    assert cut_off
+    assert len(stopped) + len(cut_off) == 200
+    assert {c.num_tokens for c in cut_off} == {24}
+    assert any(c.num_tokens < 24 for c in stopped)
+    assert not any("<|eos|>" in c.text or "<|pad|>" in c.text for c in completions)
+    # The second EOS is a word, so it stands in the text where it ended a response.
+    assert any(c.text.endswith(EXTRA_EOS) for c in stopped)
+    assert not any(EXTRA_EOS in c.text.split() for c in cut_off)
+
+
+def test_a_first_token_that_ends_counts_as_one(engine: Engine) -> None:
+    params = SamplingParams(temperature=1.5, top_p=1.0, max_tokens=1)
+    completions = run(engine, [(PROMPTS[3], params, list(range(1000)))])[0]
+    assert {c.num_tokens for c in completions} == {1}
+    assert Completion("", "stop", 1) in completions
+    assert Completion(EXTRA_EOS, "stop", 1) in completions
+
+
+def test_a_prompt_that_leaves_no_room(engine: Engine) -> None:
+    tokens_of_template = 4  # bos, user, end, assistant
+    room = 128 - tokens_of_template - 24
+    fits, too_long = ([{"role": "user", "content": " ".join(["ant"] * num)}] for num in (room, room + 1))
+    assert run(engine, [(too_long, GREEDY, [0, 1])])[0] == [TOO_LONG, TOO_LONG]
+    assert one(engine, fits, GREEDY).finish_reason != "prompt_too_long"
+
+
+def test_reload_serves_the_new_weights(engine: Engine, models: tuple[Path, Path]) -> None:
+    long = [{"role": "user", "content": " ".join(NOUNS * 5)}]
+    requests: list[Request] = [(long, GREEDY, [0]), *((messages, GREEDY, [0]) for messages in PROMPTS)]
+    before = run(engine, requests)
+    engine.reload(str(models[1]))
+    try:
+        assert engine.model == str(models[1])
+        after = run(engine, requests)
+        assert [c for [c] in after] == [reference(models[1], messages, 24) for messages, _, _ in requests]
+        assert all(new != old for new, old in zip(after, before, strict=True))
+    finally:
+        engine.reload(str(models[0]))
+    assert run(engine, requests) == before
+
+
+def test_a_failed_stage_leaves_the_engine_usable(engine: Engine, models: tuple[Path, Path]) -> None:
+    before = one(engine, PROMPTS[5], SAMPLED)
+
+    async def fails() -> None:
+        await engine.sample(PROMPTS[0], SamplingParams(0.0, 1.0, 1), [0])
+        raise KeyError("a bug in a judge")
+
+    async def stage() -> None:
+        async with asyncio.TaskGroup() as group:
+            for messages in PROMPTS:
+                group.create_task(engine.sample(messages, SAMPLED, [1, 2]))
+            group.create_task(fails())
+
+    with pytest.raises(ExceptionGroup) as raised:
+        asyncio.run(stage())
+    assert [type(error) for error in raised.value.exceptions] == [KeyError]
+    assert one(engine, PROMPTS[5], SAMPLED) == before
+    engine.reload(str(models[0]))
+
+
+def test_one_cancelled_request_does_not_hang_the_others(engine: Engine) -> None:
+    expected = one(engine, PROMPTS[5], SAMPLED)
+
+    async def stage() -> Completion:
+        kept = asyncio.create_task(engine.sample(PROMPTS[5], SAMPLED, [0]))
+        dropped = asyncio.create_task(engine.sample(PROMPTS[6], SAMPLED, [0]))
+        await asyncio.sleep(0)
+        dropped.cancel()
+        async with asyncio.timeout(30):
+            return (await kept)[0]
+
+    assert asyncio.run(stage()) == expected
+
+
+def test_an_error_of_the_model_reaches_every_request(
+    engines: Callable[[str], Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engines("transformers")
+
+    def out_of_memory(batch: object) -> None:
+        raise MemoryError("no memory")
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(engine, "_generate", out_of_memory)
+        run(engine, [(messages, GREEDY, [0]) for messages in PROMPTS])
+    assert one(engine, PROMPTS[0], GREEDY).num_tokens > 0
+
+
+def test_batch_size_does_not_change_results(engines: Callable[[str], Engine], models: tuple[Path, Path]) -> None:
+    single = start("transformers", models[0], batch_size=1)
+    requests = [(messages, SAMPLED, [1, 2]) for messages in PROMPTS]
+    assert run(single, requests) == run(engines("transformers"), requests)
+
+
+def test_batches_are_full_and_hold_prompts_of_similar_length(
+    engines: Callable[[str], Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engines("transformers")
+    sizes: list[list[int]] = []
+    generate = engine._generate  # type: ignore[attr-defined]
+    monkeypatch.setattr(engine, "_generate", lambda b: (sizes.append([len(r.ids) for r in b]), generate(b))[1])
+    run(engine, [(messages, GREEDY, [0]) for messages in PROMPTS])
+    assert sizes == [list(range(20, 12, -1)), list(range(12, 4, -1))]
+
+
+def test_a_model_without_eos_in_its_generation_config_stops_at_the_tokenizers(tmp_path: Path) -> None:
+    path = make_random_model(tmp_path / "model", seed=3)
+    config = path / "generation_config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "eos_token_id"}))
+    engine = start("transformers", path)
+    completions = run(engine, [(PROMPTS[0], SAMPLED, list(range(100)))])[0]
+    assert {c.finish_reason for c in completions} == {"stop", "length"}
+
+
+def test_scripted_engine(monkeypatch: pytest.MonkeyPatch, tiny_random_model: Path) -> None:
+    cut_off = Completion("one two", "length", 2)
+    monkeypatch.setattr(
+        ScriptedEngine,
+        "script",
+        staticmethod(lambda model, text, seed: cut_off if seed == 9 else f"{Path(model).name} {text} {seed}"),
+        raising=False,
+    )
+    engine = start("selfreward.engines.scripted:ScriptedEngine", tiny_random_model)
+    assert run(engine, [([{"role": "user", "content": "hello"}], GREEDY, [1, 9])])[0] == [
+        Completion("random hello 1", "stop", 4),
+        cut_off,
+    ]
+    engine.reload("/models/next")
+    assert one(engine, [{"role": "user", "content": "hello"}], GREEDY, 2).text == "next hello 2"
