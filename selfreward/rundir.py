@@ -135,6 +135,11 @@ class Run:
             return self.recipe.model.path
         return str(self.stage("model", t - 1).path)
 
+    def model_name(self, path: str) -> str:
+        """A model's name in records: its folder within the run, so that records don't depend on where the run is."""
+        folder = Path(path)
+        return str(folder.relative_to(self.path)) if folder.is_relative_to(self.path) else path
+
     def records(self, name: str, iteration: int, kind: type[R]) -> list[R]:
         """The records of a finished stage, such as ``records("pairs", 1, PreferencePair)``."""
         stage, file, expected = RECORDS[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from selfreward.judges.load import load_judge
 from selfreward.records import Judgement, Prompt, Response, by_prompt, derive_seed
@@ -20,7 +21,8 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
 
     async def vote(prompt: Prompt) -> list[Judgement]:
         seed = derive_seed(run.recipe.seed, iteration, "judge", prompt.id)
-        return await judge.judge(engine, prompt, responses[prompt.id], seed)
+        judgements = await judge.judge(engine, prompt, responses[prompt.id], seed)
+        return [replace(judgement, model=run.model_name(judgement.model)) for judgement in judgements]
 
     prompts = run.records("prompts", iteration, Prompt)
     judgements, speed = gather("judgements", prompts, vote, lambda judgement: judgement.num_tokens)

@@ -28,7 +28,7 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
                 finish_reason=completion.finish_reason,
                 num_tokens=completion.num_tokens,
                 seed=seeds[k],
-                model=engine.model,
+                model=run.model_name(engine.model),
             )
             for k, completion in enumerate(completions)
         ]

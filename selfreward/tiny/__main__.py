@@ -1,4 +1,4 @@
-"""``python -m selfreward.tiny build``: the tiny model and its data from nothing."""
+"""``python -m selfreward.tiny``: builds the tiny model and its data from nothing, and measures the quick start."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 HERE = Path(__file__).parent
-app = typer.Typer(help="Rebuilds what the quick start ships with.", no_args_is_help=True)
+app = typer.Typer(help="The world of the quick start.", no_args_is_help=True)
 
 
 @app.command()
@@ -25,9 +25,17 @@ def build(
         pretrain(out / "model")
 
 
-@app.callback()
-def options() -> None:
-    """Keeps `build` a command of its own."""
+@app.command()
+def measure(
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the recipe.")] = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 5,
+    run_dir: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("runs/seeds"),
+    recipe: Annotated[Path, typer.Option(help="The recipe.")] = Path("recipes/quickstart/run.yaml"),
+) -> None:
+    """Runs the quick start over several seeds and prints what each model scored, as Markdown."""
+    from selfreward.tiny.measure import report, run_seeds
+
+    print(report(run_seeds(recipe, range(seeds), run_dir, overrides or [])))
 
 
 if __name__ == "__main__":

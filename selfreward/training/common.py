@@ -50,6 +50,7 @@ def trainer_options(run: Run, iteration: int, options: dict[str, Any]) -> dict[s
         "save_strategy": "no",
         "logging_steps": 5,
         "disable_tqdm": True,
+        "use_cpu": not has_gpu(),
         "dataloader_pin_memory": has_gpu(),
         **options,
         "output_dir": str(run.stage("train", iteration).path),

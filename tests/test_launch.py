@@ -1,0 +1,73 @@
+"""Training in a process of its own and under ``accelerate launch``: the same stage, the same result."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+import selfreward
+
+TASKS = ("one", "two", "three", "four", "five", "six")
+
+
+@pytest.fixture()
+def recipe_file(tmp_path, tiny_random_model):
+    prompts = "".join(json.dumps({"prompt": f"Name {n} animals."}) + "\n" for n in TASKS)
+    (tmp_path / "prompts.jsonl").write_text(prompts)
+    (tmp_path / "judge.txt").write_text("Review this answer.\nTask: {prompt}\nAnswer: {response}")
+    path = tmp_path / "run.yaml"
+    path.write_text(f"""
+name: test
+run_dir: {tmp_path}/runs
+iterations: 1
+model: {{path: {tiny_random_model}, dtype: float32}}
+prompts: {{path: prompts.jsonl}}
+judge: {{template: judge.txt, votes: 1}}
+training:
+  dpo: {{max_steps: 2, learning_rate: 1e-3, per_device_train_batch_size: 2, gradient_checkpointing: false}}
+engine: {{name: "scripts:Numbers"}}
+""")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _scripts_for_children(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "tests")
+
+
+def test_a_process_of_its_own_trains_the_same_weights(recipe_file):
+    inline = selfreward.run(selfreward.load_recipe(recipe_file))
+    apart = selfreward.run(selfreward.load_recipe(recipe_file, ["name=apart", "launch.train=process"]))
+    ours, theirs = (load_file(f"{run.model_path(2)}/model.safetensors") for run in (inline, apart))
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+
+
+def test_two_ranks_under_accelerate_launch(recipe_file):
+    launch = ["launch.train=accelerate", "launch.accelerate_config=configs/accelerate/cpu_2_processes.yaml"]
+    run = selfreward.run(selfreward.load_recipe(recipe_file, launch))
+    assert run.stage("train", 1).summary["steps"] == 2
+    before, after = (load_file(f"{run.model_path(t)}/model.safetensors") for t in (1, 2))
+    assert any(not before[name].equal(after[name]) for name in before)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines if "seconds" in line] == ["prompts", "responses", "judgements", "pairs", "train"]
+
+
+def test_a_stage_by_hand_does_what_the_loop_does(recipe_file):
+    whole = selfreward.run(selfreward.load_recipe(recipe_file))
+    by_hand = selfreward.Run.create(selfreward.load_recipe(recipe_file, ["name=by_hand"]))
+    for stage in ("prompts", "responses", "judgements", "pairs", "train"):
+        command = [sys.executable, "-m", "selfreward", "stage", stage, str(by_hand.path), "--iteration", "1"]
+        subprocess.run(command, check=True, capture_output=True)
+    for stage in ("responses", "judgements", "pairs"):
+        ours, theirs = ((run.stage(stage, 1).path / "records.jsonl").read_bytes() for run in (whole, by_hand))
+        assert ours == theirs
+    ours, theirs = (load_file(f"{run.model_path(2)}/model.safetensors") for run in (whole, by_hand))
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+
+
+def test_a_training_that_fails_is_told_with_its_command(recipe_file):
+    options = ["launch.train=process", "training.dpo.optim=no_such_optimizer"]
+    with pytest.raises(ChildProcessError, match="exit code 1.*stage train .* --iteration 1"):
+        selfreward.run(selfreward.load_recipe(recipe_file, options))

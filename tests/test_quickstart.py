@@ -1,0 +1,95 @@
+"""The real command with the real vLLM and TRL, in small."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from selfreward.records import Judgement, Measurement, PreferencePair, Rejection, Response
+from selfreward.rundir import Run
+
+SMALL = (
+    "iterations=2",
+    "prompts.num=24",
+    "responses.n=4",
+    "judge.votes=1",
+    "training.sft.max_steps=30",
+    "training.dpo.max_steps=3",
+    "evaluation.n=1",
+)
+
+
+def selfreward(*arguments: str) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run([sys.executable, "-m", "selfreward", *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    result = selfreward("run", "recipes/quickstart/run.yaml", f"run_dir={folder}", *SMALL)
+    return result, Run.open(folder / "quickstart")
+
+
+def test_the_command_ends_with_a_table_and_the_path_of_the_run(finished):
+    result, run = finished
+    assert result.stdout.strip().splitlines()[-1] == str(run.path)
+    for word in ("M1", "M2", "M3", "gold, sampled", "judge Spearman", "greedy passed"):
+        assert word in result.stdout
+
+
+def test_the_records_add_up(finished):
+    _, run = finished
+    for iteration in (1, 2):
+        responses = run.records("responses", iteration, Response)
+        judgements = run.records("judgements", iteration, Judgement)
+        pairs = run.records("pairs", iteration, PreferencePair)
+        rejections = run.records("rejections", iteration, Rejection)
+        assert (len(responses), len(judgements)) == (96, 96)
+        assert len(pairs) + len(rejections) == 24
+        texts = {r.id: r.text for r in responses}
+        scores = {j.subject_ids[0]: j.score for j in judgements}
+        for pair in pairs:
+            assert pair.chosen[0]["content"] == texts[pair.chosen_id]
+            assert pair.score_chosen == scores[pair.chosen_id] > pair.score_rejected == scores[pair.rejected_id]
+        assert len(run.records("measurements", iteration, Measurement)) == 800
+
+
+def test_the_model_can_judge_after_the_seed_stage(finished):
+    _, run = finished
+    seed = run.stage("evaluate", 0).summary
+    assert seed["judge_scored"] > 0.95
+    assert seed["judge_spearman"] > 0.5
+
+
+def test_a_second_start_repeats_nothing(finished, folder):
+    _, run = finished
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*.jsonl")}
+    selfreward("run", "recipes/quickstart/run.yaml", f"run_dir={folder}", *SMALL)
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*.jsonl")} == before
+
+
+def test_a_run_can_be_repeated_to_the_byte(finished, tmp_path):
+    _, run = finished
+    selfreward("run", "recipes/quickstart/run.yaml", f"run_dir={tmp_path}", *SMALL[1:], "iterations=1")
+    again = Run.open(tmp_path / "quickstart")
+    for stage in ("responses", "judgements", "pairs"):
+        ours, theirs = ((r.stage(stage, 1).path / "records.jsonl").read_bytes() for r in (run, again))
+        assert ours == theirs
+
+
+def test_status_for_people_and_for_programs(finished):
+    _, run = finished
+    state = json.loads(selfreward("status", str(run.path), "--json").stdout)
+    assert state["done"]
+    assert state["iterations"][1]["stages"]["pairs"]["pairs"] > 0
+    assert "finished" in selfreward("status", str(run.path)).stdout
+
+
+RECIPES = ("llama-3.1-8b-instruct", "qwen2.5-7b-instruct", "qwen2.5-0.5b-instruct")
