@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from selfreward import upstream
 from selfreward.recipe_file import RecipeError, RecipeFile, RecipePath, read
@@ -21,8 +22,6 @@ from selfreward.recipe_file import RecipeError, RecipeFile, RecipePath, read
 __all__ = ["Recipe", "RecipeError", "load_recipe"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
-Options = dict[str, Any]
-
 # What the loop sets itself, each with the setting to use instead.
 RESERVED_TRAINER = {
     "output_dir": "it is the stage's folder of the run",
@@ -52,10 +51,20 @@ RESERVED_VLLM = {
 }
 
 
+def _upstream(source: upstream.Source, reserved: dict[str, str]) -> AfterValidator:
+    return AfterValidator(partial(upstream.check, source=source, reserved=reserved))
+
+
+SFTOptions = Annotated[dict[str, Any], _upstream(upstream.SFT, RESERVED_TRAINER)]
+DPOOptions = Annotated[dict[str, Any], _upstream(upstream.DPO, RESERVED_TRAINER)]
+LoraOptions = Annotated[dict[str, Any], _upstream(upstream.LORA, RESERVED_LORA)]
+VLLMOptions = Annotated[dict[str, Any], _upstream(upstream.VLLM, RESERVED_VLLM)]
+
+
 class Settings(BaseModel):
     """A block of the recipe: unknown keys and values of a wrong type are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
@@ -141,7 +150,7 @@ class EngineSettings(Settings):
     """What samples and judges."""
 
     name: str = Field("vllm", description="vllm, transformers, openai, or MODULE:CLASS.")
-    vllm: Options = Field(default_factory=dict, description="vLLM's engine arguments, by their own names.")
+    vllm: VLLMOptions = Field(default_factory=dict, description="vLLM's engine arguments, by their own names.")
     transformers: TransformersSettings = TransformersSettings()
     openai: OpenAISettings | None = None
     keep: bool | None = Field(
@@ -154,7 +163,6 @@ class EngineSettings(Settings):
     def _check(self) -> Self:
         if self.name == "openai" and self.openai is None:
             raise ValueError("the openai engine needs engine.openai with base_url and model")
-        upstream.check("engine.vllm", self.vllm, upstream.VLLM, reserved=RESERVED_VLLM)
         return self
 
 
@@ -196,9 +204,9 @@ class SelectionSettings(Settings):
 class TrainingSettings(Settings):
     """SFT of the seed stage and DPO of each iteration, by TRL and PEFT."""
 
-    sft: Options = Field(default_factory=dict, description="SFTConfig of TRL, by its own names.")
-    dpo: Options = Field(default_factory=dict, description="DPOConfig of TRL, by its own names.")
-    lora: Options = Field(default_factory=dict, description="LoraConfig of PEFT, by its own names.")
+    sft: SFTOptions = Field(default_factory=dict, description="SFTConfig of TRL, by its own names.")
+    dpo: DPOOptions = Field(default_factory=dict, description="DPOConfig of TRL, by its own names.")
+    lora: LoraOptions = Field(default_factory=dict, description="LoraConfig of PEFT, by its own names.")
     rehearsal: Annotated[float, Field(ge=0.0)] = Field(
         0.0,
         description="Judging examples of the seed data that are rehearsed for each preference pair, by the "
@@ -207,9 +215,6 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        upstream.check("training.sft", self.sft, upstream.SFT, reserved=RESERVED_TRAINER)
-        upstream.check("training.dpo", self.dpo, upstream.DPO, reserved=RESERVED_TRAINER)
-        upstream.check("training.lora", self.lora, upstream.LORA, reserved=RESERVED_LORA)
         losses = self.dpo.get("loss_type", "sigmoid")
         if self.rehearsal and "sft" not in ([losses] if isinstance(losses, str) else losses):
             raise ValueError(
@@ -275,7 +280,9 @@ class Recipe(Settings):
     run_dir: Path = Field(
         Path("runs"), strict=False, description="The folder of runs, relative to where you start from."
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Every random choice of the run derives from it.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        0, description="Every random choice of the run derives from it."
+    )
     iterations: PositiveInt = Field(3, description="T: from M1 to M(T+1).")
     model: ModelSettings
     seed_data: SeedDataSettings | None = Field(
@@ -290,6 +297,15 @@ class Recipe(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     launch: LaunchSettings = LaunchSettings()
     tracking: TrackingSettings = TrackingSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.training.rehearsal and self.seed_data is None:
+            raise ValueError(
+                f"training.rehearsal is {self.training.rehearsal}, and there is no seed_data to rehearse. "
+                "Add seed_data, or set training.rehearsal to 0"
+            )
+        return self
 
     @field_validator("name")
     @classmethod

@@ -16,12 +16,17 @@ from pydantic.fields import FieldInfo
 Model = TypeVar("Model", bound=BaseModel)
 Key = tuple[str | int, ...]
 
-# The environment may hold secrets, and the resolved recipe is written to the run folder.
-OmegaConf.clear_resolver("oc.env")
-
 
 class RecipeError(ValueError):
     """A recipe that can't be run: its message names the file, the line, the value and the way out."""
+
+
+class OptionError(ValueError):
+    """A bad option within a block that is handed to a library; the message says all but the block."""
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(message)
+        self.option = option
 
 
 class _Relative:
@@ -51,46 +56,76 @@ def read(model: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model
     """
     try:
         text = path.read_text(encoding="utf-8")
-        _refuse_duplicates(yaml.compose(text, Loader=yaml.SafeLoader), path)
-        data = _as_dict(OmegaConf.create(text), path)
-        typed = _as_dict(OmegaConf.from_dotlist(list(overrides)), path)
     except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}. Give the path of a recipe, such as recipes/quickstart/run.yaml")
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise RecipeError(f"{path}: not a YAML mapping of settings: {error}") from error
-    for override in overrides:
-        if "=" not in override:
-            raise RecipeError(f"override {override!r} has no '='. Write it as key=value, such as iterations=1")
+        message = f"{path}: {error.strerror}. Give the path of a recipe, such as recipes/quickstart/run.yaml"
+        raise RecipeError(message) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8: {error}. Save the file as UTF-8") from None
+    data, typed = _parse(text, path), _parse_overrides(overrides)
     _absolute(model, data, path.resolve().parent)
     _absolute(model, typed, Path.cwd())
-    merged = OmegaConf.merge(OmegaConf.create(data, flags={"allow_objects": True}), typed)
     try:
+        merged = OmegaConf.merge(OmegaConf.create(data, flags={"allow_objects": True}), typed)
         return model.model_validate(OmegaConf.to_container(merged, resolve=True))
     except OmegaConfBaseException as error:
-        raise RecipeError(f"{path}: {error}. Only keys of the recipe itself can be interpolated") from error
+        raise RecipeError(f"{path}: {error}. Only keys of the recipe itself can be interpolated") from None
     except ValidationError as error:
         raise RecipeError(_explain(error, model, path, text, overrides)) from None
 
 
-def _as_dict(config: Any, path: Path) -> dict[str, Any]:
+def _parse(text: str, path: Path) -> dict[str, Any]:
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if not isinstance(node, yaml.MappingNode):
+            raise RecipeError(f"{path}: a recipe is a mapping of settings, KEY: VALUE on each line")
+        _check_keys(node, path)
+        return _as_dict(OmegaConf.create(text), str(path))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise RecipeError(f"{path}: not YAML: {error}") from None
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    for override in overrides:
+        if "=" not in override:
+            raise RecipeError(f"override {override!r} has no '='. Write it as key=value, such as iterations=1")
+    try:
+        return _as_dict(OmegaConf.from_dotlist(list(overrides)), "command line")
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise RecipeError(f"command line: not YAML values: {' '.join(overrides)}: {error}") from None
+
+
+def _as_dict(config: Any, where: str) -> dict[str, Any]:
     data = OmegaConf.to_container(config, resolve=False)
-    if not isinstance(data, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of settings, and this is a {type(data).__name__}")
+    assert isinstance(data, dict)
+    if any("${" in text and "oc." in text for text in _texts(data)):
+        # The environment may hold secrets, and the resolved recipe is written to the run folder.
+        raise RecipeError(f"{where}: ${{oc...}} is not available. Only keys of the recipe itself can be interpolated")
     return {str(key): value for key, value in data.items()}
 
 
-def _refuse_duplicates(node: yaml.Node | None, path: Path) -> None:
-    """YAML lets the last of two equal keys win in silence."""
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+def _check_keys(node: yaml.Node, path: Path) -> None:
+    """Keys are plain words and stand once: YAML lets the last of two equal keys win in silence."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _refuse_duplicates(item, path)
+            _check_keys(item, path)
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
+            where = f"{path}:{key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise RecipeError(f"{where}: a key is a plain word, and here stands a whole list or mapping")
             if key.value in seen:
-                raise RecipeError(f"{path}:{key.start_mark.line + 1}: the key {key.value!r} stands here a second time")
+                raise RecipeError(f"{where}: the key {key.value!r} stands here a second time")
             seen.add(key.value)
-            _refuse_duplicates(value, path)
+            _check_keys(value, path)
 
 
 def _absolute(model: type[BaseModel], data: dict[str, Any], base: Path) -> None:
@@ -123,18 +158,24 @@ def _has_marker(field: FieldInfo) -> bool:
 
 def _explain(error: ValidationError, model: type[BaseModel], path: Path, text: str, overrides: Sequence[str]) -> str:
     lines = dict(_key_lines(yaml.compose(text, Loader=yaml.SafeLoader)))
-    overridden = {tuple(item.partition("=")[0].split(".")) for item in overrides}
+    typed = [tuple(item.partition("=")[0].split(".")) for item in overrides]
     messages = []
     for problem in error.errors(include_url=False):
-        key = tuple(problem["loc"])
+        cause = problem.get("ctx", {}).get("error")
+        option = (cause.option,) if isinstance(cause, OptionError) else ()
+        key = (*problem["loc"], *option)
         dotted = ".".join(map(str, key)) or "the recipe"
-        if any(key[: len(start)] == start or start[: len(key)] == key for start in overridden if key):
-            where = "command line"
-        else:
-            line = next((lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in lines), 1)
-            where = f"{path}:{line}"
-        messages.append(f"{where}: {dotted}: {_message(dict(problem), model)}")
+        messages.append(f"{_place(key, lines, typed, path)}: {dotted}: {_message(dict(problem), model)}")
     return "\n".join(messages)
+
+
+def _place(key: Key, lines: dict[Key, int], typed: Sequence[Key], path: Path) -> str:
+    """Where a key was set: on the command line, or on a line of the file."""
+    if any(key[: len(start)] == start for start in typed):
+        return "command line"
+    if key not in lines and any(start[: len(key)] == key for start in typed):
+        return "command line"
+    return f"{path}:{next((lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in lines), 1)}"
 
 
 def _message(problem: dict[str, Any], model: type[BaseModel]) -> str:

@@ -11,12 +11,12 @@ import importlib.util
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal, Union, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from selfreward.recipe_file import suggest
+from selfreward.recipe_file import OptionError, suggest
 
 # Each class with its base classes, nearest last, as (package, file, class).
 Source = tuple[tuple[str, str, str], ...]
@@ -34,29 +34,32 @@ LORA: Source = (
 VLLM: Source = (("vllm", "engine/arg_utils.py", "EngineArgs"),)
 
 
-def check(block: str, options: Mapping[str, Any], source: Source, reserved: Mapping[str, str]) -> None:
+def check(options: dict[str, Any], source: Source, reserved: Mapping[str, str]) -> dict[str, Any]:
     """Checks names and, where the annotation is a plain one, types of options meant for an upstream class.
 
     Args:
-        block: the dotted name of the recipe's block, for the message.
+        options: by upstream's names.
+        source: the class.
         reserved: names that the loop sets itself, each with what to write instead.
 
+    Returns:
+        The options.
+
     Raises:
-        ValueError: an unknown or reserved name or a value of a wrong type.
+        OptionError: an unknown or reserved name or a value of a wrong type.
     """
-    for name in options:
-        if name in reserved:
-            raise ValueError(f"{block}.{name} is set by the loop: {reserved[name]}")
     known = fields(source)
-    if known is None:
-        return
     package, _, cls = source[-1]
     for name, value in options.items():
+        if name in reserved:
+            raise OptionError(name, f"set by the loop: {reserved[name]}")
+        if known is None:
+            continue
         if name not in known:
-            raise ValueError(
-                f"{block}.{name}: the installed {package} has no such field in {cls}. {suggest(name, list(known))}"
-            )
-        _check_type(f"{block}.{name}", value, known[name], f"{package}'s {cls}")
+            message = f"the installed {package} has no such field in {cls}. {suggest(name, list(known))}"
+            raise OptionError(name, message)
+        _check_type(name, value, known[name], f"{package}'s {cls}")
+    return options
 
 
 @cache
@@ -77,7 +80,7 @@ def fields(source: Source) -> dict[str, str] | None:
     return {name: annotation for name, annotation in found.items() if "ClassVar" not in annotation}
 
 
-def _check_type(key: str, value: Any, annotation: str, owner: str) -> None:
+def _check_type(name: str, value: Any, annotation: str, owner: str) -> None:
     # The annotations are the installed library's own source, no user's text.
     names = {**vars(builtins), "Any": Any, "Literal": Literal, "Union": Union}
     try:
@@ -87,10 +90,12 @@ def _check_type(key: str, value: Any, annotation: str, owner: str) -> None:
         adapter = TypeAdapter(expected, config=ConfigDict(strict=True))
     except (NameError, AttributeError, TypeError, PydanticUserError):
         return  # An annotation in upstream's own types: upstream checks the value when it is built.
+    if isinstance(value, str) and get_origin(expected) is list:
+        return  # TRL takes `loss_type: sigmoid` for a list of one.
     try:
         adapter.validate_python(value)
     except ValidationError:
-        raise ValueError(f"{key} is {value!r}, and {owner} takes {annotation.strip(chr(39))}") from None
+        raise OptionError(name, f"the value is {value!r}, and {owner} takes {annotation.strip(chr(39))}") from None
 
 
 def not_installed() -> Collection[str]:

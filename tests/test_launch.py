@@ -12,7 +12,7 @@ import selfreward
 TASKS = ("one", "two", "three", "four", "five", "six")
 
 
-@pytest.fixture()
+@pytest.fixture
 def recipe_file(tmp_path, tiny_random_model):
     prompts = "".join(json.dumps({"prompt": f"Name {n} animals."}) + "\n" for n in TASKS)
     (tmp_path / "prompts.jsonl").write_text(prompts)
@@ -51,7 +51,13 @@ def test_two_ranks_under_accelerate_launch(recipe_file):
     before, after = (load_file(f"{run.model_path(t)}/model.safetensors") for t in (1, 2))
     assert any(not before[name].equal(after[name]) for name in before)
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["stage"] for line in lines if "seconds" in line] == ["prompts", "responses", "judgements", "pairs", "train"]
+    assert [line["stage"] for line in lines if "seconds" in line] == [
+        "prompts",
+        "responses",
+        "judgements",
+        "pairs",
+        "train",
+    ]
 
 
 def test_a_stage_by_hand_does_what_the_loop_does(recipe_file):
@@ -69,5 +75,5 @@ def test_a_stage_by_hand_does_what_the_loop_does(recipe_file):
 
 def test_a_training_that_fails_is_told_with_its_command(recipe_file):
     options = ["launch.train=process", "training.dpo.optim=no_such_optimizer"]
-    with pytest.raises(ChildProcessError, match="exit code 1.*stage train .* --iteration 1"):
+    with pytest.raises(ChildProcessError, match=r"exit code 1.*stage train .* --iteration 1"):
         selfreward.run(selfreward.load_recipe(recipe_file, options))

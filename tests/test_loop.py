@@ -1,6 +1,7 @@
 """The loop with a scripted engine and the real trainers: order, records, resumption, and what goes wrong."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from safetensors.torch import load_file
@@ -12,7 +13,7 @@ from selfreward.rundir import Run
 from selfreward.status import status
 
 
-@pytest.fixture()
+@pytest.fixture
 def recipe_file(tmp_path, tiny_random_model):
     """A recipe of two iterations over eight prompts, for a random model, with the additive judge."""
     tasks = [f"Name {n} animals." for n in ("one", "two", "three", "four", "five", "six", "seven", "eight")]
@@ -64,7 +65,7 @@ def test_the_next_iteration_is_made_with_the_new_model(recipe_file):
     judges = [{j.model for j in finished.records("judgements", t, Judgement)} for t in (1, 2)]
     assert models == judges == [{finished.model_path(1)}, {"iter_1/model"}]
     weights = [load_file(f"{finished.model_path(t)}/model.safetensors") for t in (1, 2, 3)]
-    for before, after in zip(weights, weights[1:], strict=False):
+    for before, after in pairwise(weights):
         assert any(not before[name].equal(after[name]) for name in before)
 
 

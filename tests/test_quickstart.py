@@ -21,7 +21,9 @@ SMALL = (
 
 
 def selfreward(*arguments: str) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run([sys.executable, "-m", "selfreward", *arguments], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-m", "selfreward", *arguments], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     return result
 

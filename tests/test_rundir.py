@@ -9,13 +9,12 @@ from selfreward.records import Rejection
 from selfreward.rundir import Run, write_json
 
 
-@pytest.fixture()
+@pytest.fixture
 def recipe(tmp_path, tiny_random_model):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     path = tmp_path / "run.yaml"
-    path.write_text(
-        f"{{name: test, run_dir: {tmp_path}/runs, model: {{path: {tiny_random_model}}}, prompts: {{path: prompts.jsonl}}}}"
-    )
+    blocks = f"model: {{path: {tiny_random_model}}}\nprompts: {{path: prompts.jsonl}}\n"
+    path.write_text(f"name: test\nrun_dir: {tmp_path}/runs\n{blocks}")
     return load_recipe(path)
 
 
@@ -27,7 +26,9 @@ def test_a_run_opens_with_the_recipe_it_was_made_with(recipe):
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no run in .*resolved.json is missing. Start one with: selfreward run RECIPE"):
+    with pytest.raises(
+        ValueError, match=r"no run in .*resolved.json is missing. Start one with: selfreward run RECIPE"
+    ):
         Run.open(tmp_path)
 
 

@@ -27,7 +27,9 @@ def build(
 
 @app.command()
 def measure(
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the recipe.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the recipe.")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 5,
     run_dir: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("runs/seeds"),
     recipe: Annotated[Path, typer.Option(help="The recipe.")] = Path("recipes/quickstart/run.yaml"),

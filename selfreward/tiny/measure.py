@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -52,7 +53,7 @@ def kept(evaluations: Sequence[dict[str, Any]]) -> dict[str, bool]:
     first, last = evaluations[0], evaluations[-1]
     golds = [evaluation["gold_sampled"] for evaluation in evaluations]
     return {
-        "rises": all(a < b for a, b in zip(golds, golds[1:], strict=False)),
+        "rises": all(a < b for a, b in pairwise(golds)),
         "interval": last["gain_low"] > 0,
         "greedy": last["passed_greedy"] >= first["passed_greedy"],
         "judge": first["judge_spearman"] - last["judge_spearman"] <= SPEARMAN_MAY_FALL,

@@ -60,6 +60,13 @@ def trainer_options(run: Run, iteration: int, options: dict[str, Any]) -> dict[s
     }
 
 
+def with_defaults(defaults: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's options over the paper's; a schedule of the recipe's own has no arguments of the paper's."""
+    if "lr_scheduler_type" in options:
+        defaults = {name: value for name, value in defaults.items() if name != "lr_scheduler_kwargs"}
+    return {**defaults, **options}
+
+
 def save_model(model: PreTrainedModel, run: Run, source: str, iteration: int) -> None:
     """Writes a model in the recipe's dtype, as safetensors, with the tokenizer and chat template it is served with."""
     out = run.stage("model", iteration).path

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
+from transformers.integrations import unset_hf_deepspeed_config
 from trl import DPOConfig, DPOTrainer
 
 from selfreward.chat import load_tokenizer
@@ -18,7 +19,7 @@ from selfreward.judges.load import load_judge
 from selfreward.prompts.dataset import read_graded
 from selfreward.records import PreferencePair, derive_seed
 from selfreward.rundir import Run
-from selfreward.training.common import load_model, save_model, train, trainer_options
+from selfreward.training.common import load_model, save_model, train, trainer_options, with_defaults
 
 # Section 3.1.2: batch 16, cosine from 1e-6 to 1e-7, beta 0.1.
 DEFAULTS: dict[str, Any] = {
@@ -42,7 +43,7 @@ def train_iteration(run: Run, iteration: int) -> dict[str, Any]:
     rows = preference_rows(run, iteration)
     trainer = DPOTrainer(
         model=load_model(source, run),
-        args=DPOConfig(**trainer_options(run, iteration, {**DEFAULTS, **settings.dpo})),
+        args=DPOConfig(**trainer_options(run, iteration, with_defaults(DEFAULTS, settings.dpo))),
         train_dataset=Dataset.from_list(rows),
         processing_class=load_tokenizer(source, run.recipe.model),
         peft_config=LoraConfig(**{**LORA_DEFAULTS, **settings.lora}, task_type="CAUSAL_LM"),
@@ -85,6 +86,8 @@ def merge(run: Run, source: str, adapter: str, iteration: int) -> None:
 
     Merging in bfloat16 itself shifts the loss (peft#1388).
     """
+    # Under ZeRO-3 transformers would otherwise split what this one process loads over all of them.
+    unset_hf_deepspeed_config()
     base = load_model(source, run, torch.float32)
     merged = PeftModel.from_pretrained(base, adapter, torch_device="cpu").merge_and_unload(safe_merge=True)
     save_model(merged, run, source, iteration)

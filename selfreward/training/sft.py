@@ -11,7 +11,7 @@ from selfreward.chat import load_tokenizer
 from selfreward.judges.load import load_judge
 from selfreward.prompts.dataset import read_demonstrations, read_graded
 from selfreward.rundir import Run
-from selfreward.training.common import load_model, save_model, train, trainer_options
+from selfreward.training.common import load_model, save_model, train, trainer_options, with_defaults
 
 # Section 3.1.2: batch 16, cosine from 5.5e-6 to 1.1e-6, loss on the target tokens only.
 DEFAULTS: dict[str, Any] = {
@@ -32,7 +32,7 @@ def train_seed(run: Run) -> dict[str, Any]:
     rows = seed_rows(run)
     trainer = SFTTrainer(
         model=load_model(source, run),
-        args=SFTConfig(**trainer_options(run, 0, {**DEFAULTS, **run.recipe.training.sft})),
+        args=SFTConfig(**trainer_options(run, 0, with_defaults(DEFAULTS, run.recipe.training.sft))),
         train_dataset=Dataset.from_list(rows),
         processing_class=load_tokenizer(source, run.recipe.model),
     )
