@@ -1,6 +1,7 @@
 """Engines that follow a script, named in test recipes as ``engine.name=scripts:CLASS``."""
 
 from selfreward.engines.scripted import ScriptedEngine
+from selfreward.judges.additive import AdditiveJudge
 
 REVIEW = "Review"
 
@@ -40,3 +41,10 @@ class Broken(ScriptedEngine):
     @staticmethod
     def script(model: str, text: str, seed: int) -> str:
         raise ValueError("the server is on fire. Put it out")
+
+
+class AnyText(AdditiveJudge):
+    """Takes any text for a score: for models with random weights, which never write one."""
+
+    def parse(self, text: str) -> tuple[float | None, str | None]:
+        return float(len(text) % 6), None

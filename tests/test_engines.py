@@ -177,7 +177,7 @@ def test_finish_reasons_and_token_counts(engine: Engine) -> None:
 
 def test_a_first_token_that_ends_counts_as_one(engine: Engine) -> None:
     params = SamplingParams(temperature=1.5, top_p=1.0, max_tokens=1)
-    completions = run(engine, [(PROMPTS[3], params, list(range(1000)))])[0]
+    completions = run(engine, [(PROMPTS[6], params, list(range(1000)))])[0]
     assert {c.num_tokens for c in completions} == {1}
     assert Completion("", "stop", 1) in completions
     assert Completion(EXTRA_EOS, "stop", 1) in completions

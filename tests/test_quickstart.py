@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from conftest import make_random_model
+from safetensors.torch import load_file
 
 from selfreward.records import Judgement, Measurement, PreferencePair, Rejection, Response
 from selfreward.rundir import Run
@@ -94,4 +97,27 @@ def test_status_for_people_and_for_programs(finished):
     assert "finished" in selfreward("status", str(run.path)).stdout
 
 
-RECIPES = ("llama-3.1-8b-instruct", "qwen2.5-7b-instruct", "qwen2.5-0.5b-instruct")
+@pytest.mark.parametrize(
+    ("recipe", "architecture"), [("llama-3.1-8b-instruct", "llama"), ("qwen2.5-0.5b-instruct", "qwen2")]
+)
+def test_a_recipe_for_a_real_model_runs_with_a_small_one_in_its_place(tmp_path, monkeypatch, recipe, architecture):
+    model = make_random_model(tmp_path / "model", seed=0, architecture=architecture)
+    monkeypatch.setenv("PYTHONPATH", "tests")
+    settings = (
+        f"model.path={model}",
+        f"run_dir={tmp_path}",
+        "iterations=1",
+        "prompts.num=8",
+        "responses.max_tokens=8",
+        "judge.name=scripts:AnyText",
+        "judge.max_tokens=8",
+        "training.dpo.max_steps=1",
+        "engine.vllm.max_model_len=1024",
+        "engine.vllm.gpu_memory_utilization=0.2",
+    )
+    selfreward("run", f"recipes/{recipe}/run.yaml", *settings)
+    run = Run.open(tmp_path / recipe)
+    assert run.stage("train", 1).done
+    assert run.records("pairs", 1, PreferencePair)
+    dtypes = {tensor.dtype for tensor in load_file(f"{run.model_path(2)}/model.safetensors").values()}
+    assert dtypes == {torch.bfloat16}

@@ -111,12 +111,18 @@ class VLLMEngine:
             while self._waiting:
                 await asyncio.sleep(0)
                 for output in self._engine.step():
-                    if output.finished and (future := self._waiting.pop(output.request_id, None)):
+                    # A future is done already if the coroutine that waits for it was cancelled.
+                    if output.finished and not (future := self._waiting.pop(output.request_id)).done():
                         future.set_result(output)  # type: ignore[arg-type]
         except Exception as error:
             for future in self._waiting.values():
-                future.set_exception(error)
+                if not future.done():
+                    future.set_exception(error)
+        finally:
+            # An error, or the end of the event loop, may leave requests that nobody waits for any more.
+            left_over = list(self._waiting)
             self._waiting.clear()
+            self._engine.abort_request(left_over)
 
     def _completion(self, output: RequestOutput) -> Completion:
         result = output.outputs[0]
