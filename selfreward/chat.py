@@ -81,16 +81,25 @@ class ChatEncoder:
         for place, part in enumerate(re.split("\ue000(\\d+)\ue001", rendered)):
             pieces = self._cut(messages[int(part)]["content"].strip()) if place % 2 else [part]
             for piece in pieces:
-                ids += self.tokenizer.encode(piece, add_special_tokens=False)
+                ids += self._continue(piece) if ids else self._ids(piece)
         return ids
 
+    def _ids(self, text: str) -> list[int]:
+        ids: Any = self.tokenizer.encode(text, add_special_tokens=False)
+        return list(ids)
+
+    def _continue(self, text: str) -> list[int]:
+        """Ids of a text that goes on after another: some tokenizers, as Llama 2's, start every text with a space."""
+        before, both = self._ids("\n"), self._ids("\n" + text)
+        # A merge of the two would take an id away from the text.
+        return both[len(before) :] if both[: len(before)] == before else self._ids(text)
+
     def _cut(self, text: str) -> list[str]:
-        """Cuts a text inside each control token."""
+        """Cuts a text behind the first character of each control token, as one may hold another."""
         pieces, start = [], 0
         while match := self._control.search(text, start):
-            cut = match.start() + max(1, len(match.group()) // 2)
-            pieces.append(text[start:cut])
-            start = cut
+            pieces.append(text[start : match.start() + 1])
+            start = match.start() + 1
         return [*pieces, text[start:]]
 
 

@@ -117,7 +117,13 @@ def options(
 
 
 # The libraries' own bars and start-up remarks would bury the run's; a user's settings win.
-QUIET = {"TQDM_DISABLE": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore::FutureWarning"}
+QUIET = {
+    "TQDM_DISABLE": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+}
 
 
 def main() -> None:

@@ -103,7 +103,7 @@ def perform_here(run: Run, step: Step, engines: Engines) -> Summary:
     if first:
         folder.commit(summary)
         run.log({"iteration": step.iteration, "stage": step.stage, **summary})
-        console.print(f"  {_words(summary)}")
+        console.print(f"  {_words(summary)}", soft_wrap=True)
     return summary
 
 

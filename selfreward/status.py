@@ -14,6 +14,7 @@ COLUMNS = (
     ("gold, sampled", "evaluate", "gold_sampled", "{:.3f}"),
     ("gain on M1 (95 %)", "evaluate", "gain", "{:+.3f}"),
     ("greedy passed", "evaluate", "passed_greedy", "{:.1%}"),
+    ("own score", "evaluate", "own_score", "{:.3f}"),
     ("judge Spearman", "evaluate", "judge_spearman", "{:.3f}"),
     ("judge scored", "evaluate", "judge_scored", "{:.1%}"),
     ("tokens", "evaluate", "response_tokens", "{:.1f}"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_random_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from selfreward import registry
 from selfreward.config import EngineSettings, ModelSettings
@@ -36,9 +36,12 @@ Request = tuple[list[Message], SamplingParams, list[int]]
 
 
 def make_models(folder: Path) -> tuple[Path, Path]:
-    """Two models whose generation config has a second EOS and a penalty, which is not the recipe's."""
+    """Two models of 128 positions whose generation config has a second EOS, and a penalty that no recipe asks for."""
     paths = make_random_model(folder / "a", seed=1), make_random_model(folder / "b", seed=2)
     for path in paths:
+        config = AutoConfig.from_pretrained(path)
+        config.max_position_embeddings = 128
+        config.save_pretrained(path)
         tokenizer = AutoTokenizer.from_pretrained(path)
         eos = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(EXTRA_EOS)]
         GenerationConfig(eos_token_id=eos, repetition_penalty=3.0).save_pretrained(path)
@@ -50,10 +53,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_models(tmp_path_factory.mktemp("engines"))
 
 
-def start(name: str, path: Path, batch_size: int = 8) -> Engine:
+def start(name: str, path: Path, batch_size: int = 8, dtype: str = "float32") -> Engine:
     settings = EngineSettings(name=name, vllm=VLLM_OPTIONS, transformers={"batch_size": batch_size})
     kind = registry.load(name, registry.ENGINES, "engine")
-    return kind(str(path), ModelSettings(path=str(path), dtype="float32"), settings)
+    return kind(str(path), ModelSettings(path=str(path), dtype=dtype), settings)
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +261,13 @@ def test_batch_size_does_not_change_results(engines: Callable[[str], Engine], mo
     single = start("transformers", models[0], batch_size=1)
     requests = [(messages, SAMPLED, [1, 2]) for messages in PROMPTS]
     assert run(single, requests) == run(engines("transformers"), requests)
+
+
+def test_batches_in_half_precision_do_not_change_results(models: tuple[Path, Path]) -> None:
+    engine = start("transformers", models[0], dtype="bfloat16")
+    for params in (GREEDY, SAMPLED):
+        requests = [(messages, params, [1, 2, 3]) for messages in PROMPTS]
+        assert run(engine, requests) == [run(engine, [request])[0] for request in requests]
 
 
 def test_batches_are_full_and_hold_prompts_of_similar_length(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError, AsyncOpenAI
+from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError, AsyncOpenAI, BadRequestError
 
 from selfreward.engines.base import TOO_LONG, Completion, SamplingParams
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # OpenAI has a code for it, other servers only the sentence.
 CONTEXT_LENGTH = re.compile(r"context[ _]?(length|size|window)|prompt is too long", re.IGNORECASE)
+# The client insists on a key, a local server asks for none.
+NO_KEY = "none"
 
 
 class OpenAIEngine:
@@ -96,7 +98,7 @@ class OpenAIEngine:
 
     def _explain(self, error: APIError) -> str:
         """The fact and the way out. The text of a server may repeat the key, so it is taken out."""
-        text = error.message.replace(self._key, "***")
+        text = error.message if self._key == NO_KEY else error.message.replace(self._key, "***")
         tries = f"after {self._settings.max_retries} retries"
         if isinstance(error, APITimeoutError):
             return f"{self._server} did not answer in {self._settings.timeout:g} s, {tries}. Raise openai.timeout"
@@ -111,6 +113,7 @@ class OpenAIEngine:
             429: "Lower openai.max_concurrency, or raise openai.max_retries",
         }
         way_out = ways_out.get(error.status_code, "See the server's log")
+        text = text.removeprefix(f"Error code: {error.status_code} - ").rstrip(".")
         return f"{self._server} answered {error.status_code}: {text[:500]}. {way_out}"
 
 
@@ -123,11 +126,10 @@ async def _close_with_loop(client: AsyncOpenAI) -> None:
 
 
 def _api_key(settings: OpenAISettings) -> str:
-    key = os.environ.get(settings.api_key_env)
-    if key:
+    if key := os.environ.get(settings.api_key_env, "").strip():
         return key
     if urlsplit(settings.base_url).hostname in ("localhost", "127.0.0.1", "::1"):
-        return "none"
+        return NO_KEY
     raise ValueError(
         f"{_without_user(settings.base_url)} needs a key, and the environment variable {settings.api_key_env} "
         "is not set. Export it, or name another one in openai.api_key_env"
@@ -141,4 +143,4 @@ def _without_user(url: str) -> str:
 
 
 def _is_too_long(error: APIError) -> bool:
-    return isinstance(error, APIStatusError) and error.status_code == 400 and bool(CONTEXT_LENGTH.search(str(error)))
+    return isinstance(error, BadRequestError) and bool(CONTEXT_LENGTH.search(f"{error.message} {error.body}"))

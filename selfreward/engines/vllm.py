@@ -39,7 +39,6 @@ class VLLMEngine:
         on_cpu = _on_cpu()
         if on_cpu:
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from selfreward import registry
 from selfreward.engines import Completion, Engine, SamplingParams
@@ -27,24 +28,25 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
     model = run.model_path(iteration + 1)
     summary: Summary = {"model": f"M{iteration + 1}"}
     if settings.prompts is not None:
-        measurements = _measure(run, engines.policy(model))
+        prompts, _ = read_prompts(run.recipe.prompts.model_copy(update={"path": settings.prompts}))
+        measurements = _measure(run, engines.policy(model), prompts)
         run.stage("evaluate", iteration).write("records.jsonl", measurements)
         summary |= summarize(measurements, settings.pass_score)
         if iteration:
             before = run.records("measurements", 0, Measurement)
             summary |= gain(before, measurements, run.recipe.seed) or {}
+        if settings.scorer is None:
+            summary |= _own_score(run, engines.judge(model), prompts, measurements)
     if settings.judging is not None:
-        agreements = _agree(run, engines.judge(model))
+        agreements = _agree(run, engines.judge(model), settings.judging)
         run.stage("evaluate", iteration).write("agreement.jsonl", agreements)
         summary |= agreement(agreements, run.recipe.judge.max_score)
     return summary
 
 
-def _measure(run: Run, engine: Engine) -> list[Measurement]:
+def _measure(run: Run, engine: Engine, prompts: Sequence[Prompt]) -> list[Measurement]:
     """Sampled as for training and once greedily, with the same seeds for every model."""
     settings = run.recipe.evaluation
-    assert settings.prompts is not None
-    prompts, _ = read_prompts(run.recipe.prompts.model_copy(update={"path": settings.prompts}))
     score: Scorer | None = registry.load(settings.scorer, {}, "scorer") if settings.scorer else None
     sampled = SamplingParams.of(run.recipe.responses)
     greedy = SamplingParams(0.0, 1.0, sampled.max_tokens)
@@ -65,10 +67,23 @@ def _measurement(prompt: Prompt, k: int | None, completion: Completion, score: S
     return Measurement(prompt.id, k, completion.text, completion.finish_reason, completion.num_tokens, gold)
 
 
-def _agree(run: Run, engine: Engine) -> list[Agreement]:
+def _own_score(
+    run: Run, engine: Engine, prompts: Sequence[Prompt], measurements: Sequence[Measurement]
+) -> dict[str, float | None]:
+    """The judge's mean score of the greedy responses: without a scorer, all there is, and no outside view."""
+    judge = load_judge(run.recipe)
+    greedy = {m.prompt_id: m.text for m in measurements if m.k is None}
+
+    async def one(prompt: Prompt) -> list[Judgement]:
+        return await _votes(run, judge, engine, prompt, greedy[prompt.id])
+
+    votes, _ = gather("held-out judgements", prompts, one, lambda vote: vote.num_tokens)
+    scores = mean_scores(votes)
+    return {"own_score": sum(scores.values()) / len(scores) if scores else None}
+
+
+def _agree(run: Run, engine: Engine, path: Path) -> list[Agreement]:
     """The judge's mean score of each held-out graded response beside the label in its judgement."""
-    path = run.recipe.evaluation.judging
-    assert path is not None
     judge = load_judge(run.recipe)
     graded = read_graded(path)
     labels = [_label(judge, example, number) for number, example in enumerate(graded, start=1)]
@@ -76,15 +91,21 @@ def _agree(run: Run, engine: Engine) -> list[Agreement]:
     async def one(item: tuple[Graded, float]) -> list[tuple[Agreement, int]]:
         example, label = item
         prompt = Prompt.make([{"role": "user", "content": example.prompt}], "evaluation")
-        identity = content_id("graded", example.prompt, example.response)
-        response = Response(identity, prompt.id, 0, example.response, "stop", 0, 0, "")
-        votes = await judge.judge(engine, prompt, [response], derive_seed(run.recipe.seed, "agreement", identity))
-        score = mean_scores(votes).get(identity)
+        votes = await _votes(run, judge, engine, prompt, example.response)
+        scores = list(mean_scores(votes).values())
         errors = [vote.error for vote in votes if vote.error is not None]
-        return [(Agreement(example.prompt, example.response, label, score, errors), _tokens(votes))]
+        record = Agreement(example.prompt, example.response, label, scores[0] if scores else None, errors)
+        return [(record, sum(vote.num_tokens for vote in votes))]
 
     pairs, _ = gather("held-out judgements", list(zip(graded, labels, strict=True)), one, lambda pair: pair[1])
     return [record for record, _ in pairs]
+
+
+async def _votes(run: Run, judge: Judge, engine: Engine, prompt: Prompt, text: str) -> list[Judgement]:
+    """The judgements of one held-out response, with the same seeds for every model."""
+    identity = content_id("held-out", prompt.id, text)
+    response = Response(identity, prompt.id, 0, text, "stop", 0, 0, "")
+    return await judge.judge(engine, prompt, [response], derive_seed(run.recipe.seed, "held-out", identity))
 
 
 def _label(judge: Judge, example: Graded, number: int) -> float:
@@ -92,7 +113,3 @@ def _label(judge: Judge, example: Graded, number: int) -> float:
     if label is None:
         raise ValueError(f"evaluation.judging, example {number}: no label, {error} in {example.judgement!r}")
     return label
-
-
-def _tokens(votes: Sequence[Judgement]) -> int:
-    return sum(vote.num_tokens for vote in votes)
