@@ -46,12 +46,22 @@ def load_tokenizer(path: str, settings: ModelSettings) -> PreTrainedTokenizerBas
     return tokenizer
 
 
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The added tokens that steer a model: those marked special, and those that the chat template writes.
+
+    Other added tokens, such as the HTML tags of some vocabularies, are plain text that is one token.
+    """
+    template = str(tokenizer.chat_template)
+    added = tokenizer.added_tokens_decoder.values()
+    return {t.content for t in added if t.content.strip() and (t.special or t.content in template)}
+
+
 class ChatEncoder:
     """Encodes conversations for one tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        tokens = sorted(filter(str.strip, tokenizer.get_added_vocab()), key=len, reverse=True)
+        tokens = sorted(control_tokens(tokenizer), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, tokens)) or r"(?!)", re.IGNORECASE)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:

@@ -307,6 +307,16 @@ class Recipe(Settings):
             )
         return self
 
+    @field_validator("engine")
+    @classmethod
+    def _policy_engine(cls, value: EngineSettings) -> EngineSettings:
+        if value.name == "openai":
+            raise ValueError(
+                "engine.name is openai, and the weights of a server can't be replaced by the model that was trained. "
+                "Use vllm or transformers here; a server can be the judge: judge.engine"
+            )
+        return value
+
     @field_validator("name")
     @classmethod
     def _safe_name(cls, value: str) -> str:

@@ -62,7 +62,12 @@ def test_the_shortest_recipe(load: Load, tmp_path: Path) -> None:
         ("seed: -1\n", "greater than or equal to 0, and the value is -1"),
         ("judge:\n  min_score: 5\n", "min_score is 5 and max_score is 5: no score lies between them"),
         ("judge:\n  template: none.txt\n", "judge.template: no such file: "),
-        ("engine:\n  name: openai\n", "the openai engine needs engine.openai with base_url and model"),
+        ("judge:\n  engine:\n    name: openai\n", "the openai engine needs engine.openai with base_url and model"),
+        (
+            "engine:\n  name: openai\n  openai:\n    base_url: http://localhost\n    model: m\n",
+            "run.yaml:6: engine: engine.name is openai, and the weights of a server can't be replaced",
+        ),
+        ("training:\n  rehearsal: 1.0\n  dpo:\n    loss_type: [sft]\n", "there is no seed_data to rehearse"),
         ("judge:\n  engine:\n    name: vllm\n", "engine.name is vllm, and model is missing"),
         ("evaluation:\n  scorer: a:b\n", "a scorer needs evaluation.prompts"),
         ("launch:\n  train: accelerate\n", "launch.train is 'accelerate' and accelerate_config is None"),
