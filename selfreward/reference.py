@@ -108,7 +108,7 @@ def _type(schema: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if schema.get("type") == "array":
         return f"list of {_type(schema['items'])}"
-    limits = [f"{sign} {schema[name]:g}" for name, sign in LIMITS.items() if name in schema]
+    limits = [f"{sign} {schema[name]:.10g}" for name, sign in LIMITS.items() if name in schema]
     kind = "path" if "path" in schema.get("format", "") else {"object": "mapping"}.get(schema["type"], schema["type"])
     return " ".join([kind, ", ".join(limits)]).strip()
 

@@ -1,5 +1,6 @@
 """The loop with a scripted engine and the real trainers: order, records, resumption, and what goes wrong."""
 
+import asyncio
 import json
 from itertools import pairwise
 
@@ -177,6 +178,13 @@ def test_trackers_get_the_loops_figures(recipe_file):
 def test_an_unknown_tracker_is_refused(recipe_file):
     with pytest.raises(ValueError, match=r"accelerate has no tracker 'tensorbord'\. Did you mean tensorboard\?"):
         run(recipe_file, "tracking.report_to=[tensorbord]")
+
+
+def test_the_loop_runs_in_a_notebook_with_an_event_loop_of_its_own(recipe_file):
+    async def cell() -> Run:
+        return run(recipe_file, "iterations=1")
+
+    assert status(asyncio.run(cell()))["done"]
 
 
 def test_a_stage_is_a_command_of_its_own_and_keeps_the_order(recipe_file):

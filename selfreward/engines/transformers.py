@@ -94,6 +94,7 @@ class TransformersEngine:
             revision=self._settings.revision or "main",
             dtype=getattr(torch, self._settings.dtype),
             trust_remote_code=self._settings.trust_remote_code,
+            use_safetensors=True,
         )
         self._model.to(self._device).eval()
         self._eos = _eos_ids(self._model.generation_config, self._chat.tokenizer.eos_token_id)

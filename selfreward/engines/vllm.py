@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from selfreward.config import EngineSettings, ModelSettings
     from selfreward.records import FinishReason, Message
 
+# Other formats of weights than safetensors can run code when they are loaded.
+DEFAULTS: dict[str, Any] = {"load_format": "safetensors", "disable_log_stats": True, "use_tqdm_on_load": False}
 # Measured on the CPU build: compiling at start takes longer than a small run; half of the node's memory is
 # more than there may be; requests with a seed crash when a prefill is chunked.
 CPU_DEFAULTS: dict[str, Any] = {
@@ -53,7 +55,7 @@ class VLLMEngine:
             dtype=model.dtype,
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
-            **{"disable_log_stats": True, "use_tqdm_on_load": False, **options},
+            **{**DEFAULTS, **options},
         )
         self._engine = LLMEngine.from_engine_args(args)
         self._max_model_len = int(self._engine.model_config.max_model_len)

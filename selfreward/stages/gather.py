@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from selfreward.progress import Counter, track
@@ -45,5 +46,15 @@ def gather(
         return [task.result() for task in tasks]
 
     with track(name, len(items)) as counter:
-        results = asyncio.run(everything(counter))
+        results = _run(everything(counter))
         return [result for of_item in results for result in of_item], counter.tokens / counter.seconds
+
+
+def _run(work: Coroutine[Any, Any, Result]) -> Result:
+    """``asyncio.run``, also from a notebook, whose own loop runs in this thread already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(asyncio.run, work).result()
