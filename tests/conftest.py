@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def make_random_model(path: Path, seed: int, architecture: str = "llama") -> Path:
+def make_random_model(path: Path, seed: int, architecture: str = "llama", tied: bool = False) -> Path:
     """Saves a small model with random weights and the tiny world's tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -31,6 +31,7 @@ def make_random_model(path: Path, seed: int, architecture: str = "llama") -> Pat
         max_position_embeddings=1024,
         # Wide enough for some tokens to be much likelier than others.
         initializer_range=0.2,
+        tie_word_embeddings=tied,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from selfreward.chat import ChatEncoder, load_tokenizer
@@ -42,23 +43,20 @@ class VLLMEngine:
         if on_cpu:
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         from vllm import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
 
-        self.model = model_path
         tokenizer = load_tokenizer(model_path, model)
         self._chat = ChatEncoder(tokenizer)
         options = {**(CPU_DEFAULTS if on_cpu else {}), **settings.vllm}
         if on_cpu and "max_model_len" in options:
             options.setdefault("max_num_batched_tokens", max(2048, options["max_model_len"]))
-        args = EngineArgs(
+        self._args = EngineArgs(
             model=model_path,
             dtype=model.dtype,
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
             **{**DEFAULTS, **options},
         )
-        self._engine = LLMEngine.from_engine_args(args)
-        self._max_model_len = int(self._engine.model_config.max_model_len)
+        self._start(model_path)
         self._numbers = itertools.count()
         self._waiting: dict[str, asyncio.Future[RequestOutput]] = {}
         self._pump: asyncio.Task[None] | None = None
@@ -74,9 +72,22 @@ class VLLMEngine:
 
     def reload(self, model_path: str) -> None:
         assert not self._waiting, "weights must not change under a request"
+        if self._engine.model_config.hf_text_config.tie_word_embeddings:
+            # Weights are reloaded layer by layer, and an output layer that is tied to the embeddings keeps its
+            # old ones: the engine would go on as a mixture of two models.
+            self.close()
+            self._start(model_path)
+            return
         self._engine.collective_rpc("reload_weights", kwargs={"weights_path": model_path})
         # Blocks computed with the old weights would otherwise serve as prefixes (vllm#42125).
         self._engine.reset_prefix_cache()
+        self.model = model_path
+
+    def _start(self, model_path: str) -> None:
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        self._engine = LLMEngine.from_engine_args(replace(self._args, model=model_path))
+        self._max_model_len = int(self._engine.model_config.max_model_len)
         self.model = model_path
 
     def close(self) -> None:
