@@ -18,4 +18,4 @@ shift
 cd "${SLURM_SUBMIT_DIR:-.}"
 # An environment made by `make install` or by hand; the one that is active otherwise.
 [[ -x .venv/bin/selfreward ]] && PATH="$PWD/.venv/bin:$PATH"
-exec srun selfreward run "$RECIPE" "$@"
+exec srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" selfreward run "$RECIPE" "$@"

@@ -8,7 +8,8 @@ Here such text always stays text.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,10 @@ def load_tokenizer(path: str, settings: ModelSettings) -> PreTrainedTokenizerBas
     from transformers import AutoTokenizer
 
     revision = None if Path(path).is_dir() else settings.revision
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        path, revision=revision, trust_remote_code=settings.trust_remote_code
-    )
+    with model_errors(path):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, revision=revision, trust_remote_code=settings.trust_remote_code
+        )
     if settings.chat_template is not None:
         tokenizer.chat_template = settings.chat_template.read_text(encoding="utf-8")
     if not tokenizer.chat_template:
@@ -44,6 +46,29 @@ def load_tokenizer(path: str, settings: ModelSettings) -> PreTrainedTokenizerBas
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+@contextmanager
+def model_errors(path: str) -> Iterator[None]:
+    """Turns a model that can't be found or read into a ValueError."""
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model.path: {path} is no folder here, nor a hub model that can be loaded: {reason} "
+            "Give a folder, or sign in for a gated model"
+        ) from error
+
+
+def fits(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: dict[str, Any]) -> bool:
+    """Whether a conversation fits into the ``max_length`` of trainer options, TRL's default being 1024 tokens.
+
+    TRL would cut a longer one, and the model would learn to stop in the middle of a sentence.
+    """
+    limit = options.get("max_length", 1024)
+    ids: Any = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False)
+    return limit is None or len(ids) <= limit
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:

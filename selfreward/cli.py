@@ -46,11 +46,8 @@ def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 def run(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Runs a recipe. Run it again after an interruption: finished stages are kept."""
     from selfreward import loop, status
-    from selfreward.preflight import preflight
 
-    settings = load_recipe(recipe, overrides or [])
-    preflight(settings)
-    finished = loop.run(settings)
+    finished = loop.run(load_recipe(recipe, overrides or []))
     _print_table(status.status(finished))
     print(finished.path)
 
@@ -64,11 +61,12 @@ def stage(
     """Performs one stage of an existing run, also under `accelerate launch -m selfreward`."""
     from selfreward import loop
     from selfreward.launchers import leave_group
+    from selfreward.plan import find_step
     from selfreward.rundir import Run
     from selfreward.serving import Engines
 
     current = Run.open(run)
-    step = loop.find_step(current.recipe, name, iteration)
+    step = find_step(current.recipe, name, iteration)
     with Engines(current.recipe) as engines:
         loop.perform_here(current, step, engines)
     leave_group()

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from selfreward import upstream
-from selfreward.recipe_file import RecipeError, RecipeFile, RecipePath, read
+from selfreward.recipe_file import STORED, RecipeError, RecipeFile, RecipePath, is_stored, read
 
 __all__ = ["Recipe", "RecipeError", "load_recipe"]
 
@@ -29,6 +28,8 @@ RESERVED_TRAINER = {
     "data_seed": "use the recipe's seed",
     "report_to": "use tracking.report_to",
     "run_name": "use name",
+    "resume_from_checkpoint": "a stage that was interrupted starts again",
+    "logging_nan_inf_filter": "a loss that is not a number must be seen",
     "push_to_hub": "push the finished model yourself, a run never publishes anything",
     "model_init_kwargs": "use model.dtype, model.revision and model.trust_remote_code",
     "trust_remote_code": "use model.trust_remote_code",
@@ -52,7 +53,12 @@ RESERVED_VLLM = {
 
 
 def _upstream(source: upstream.Source, reserved: dict[str, str]) -> AfterValidator:
-    return AfterValidator(partial(upstream.check, source=source, reserved=reserved))
+    def check(options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if not is_stored(info):
+            upstream.check(options, source, reserved)
+        return options
+
+    return AfterValidator(check)
 
 
 SFTOptions = Annotated[dict[str, Any], _upstream(upstream.SFT, RESERVED_TRAINER)]
@@ -84,8 +90,8 @@ class ModelSettings(Settings):
 
     @field_validator("path")
     @classmethod
-    def _folder_or_hub_name(cls, value: str) -> str:
-        if Path(value).is_dir() or re.fullmatch(r"\w[\w.-]*/[\w.-]+", value):
+    def _folder_or_hub_name(cls, value: str, info: ValidationInfo) -> str:
+        if is_stored(info) or Path(value).is_dir() or re.fullmatch(r"\w[\w.-]*/[\w.-]+", value):
             return value
         raise ValueError(
             f"no such folder: {value}, nor is it the OWNER/NAME of a hub model. "
@@ -128,6 +134,12 @@ class ResponseSettings(SamplingSettings):
 
     n: Annotated[int, Field(ge=2)] = Field(4, description="Responses to each prompt; at least 2.")
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.temperature == 0:
+            raise ValueError(f"temperature is 0, and all {self.n} responses to a prompt would be the same. Raise it")
+        return self
+
 
 class TransformersSettings(Settings):
     """Settings of the transformers engine."""
@@ -153,11 +165,6 @@ class EngineSettings(Settings):
     vllm: VLLMOptions = Field(default_factory=dict, description="vLLM's engine arguments, by their own names.")
     transformers: TransformersSettings = TransformersSettings()
     openai: OpenAISettings | None = None
-    keep: bool | None = Field(
-        None,
-        description="Keep the engine up while training and hand it the new weights. "
-        "Empty: yes on a CPU, no on a GPU, whose memory training needs.",
-    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -188,6 +195,12 @@ class JudgeSettings(SamplingSettings):
     def _check(self) -> Self:
         if self.engine is not None and self.engine.name in ("vllm", "transformers") and self.model is None:
             raise ValueError(f"engine.name is {self.engine.name}, and model is missing: name the model to judge with")
+        if self.engine is not None and self.engine.name == "openai" and self.model is not None:
+            raise ValueError("engine.name is openai, whose model is engine.openai.model: take judge.model out")
+        if self.temperature == 0 and self.votes > 1:
+            raise ValueError(
+                f"temperature is 0, and all {self.votes} votes would be the same. Raise it, or set votes to 1"
+            )
         if self.min_score >= self.max_score:
             raise ValueError(
                 f"min_score is {self.min_score} and max_score is {self.max_score}: no score lies between them"
@@ -241,16 +254,23 @@ class EvaluationSettings(Settings):
     def _check(self) -> Self:
         if self.scorer is not None and self.prompts is None:
             raise ValueError("a scorer needs evaluation.prompts to score responses to")
+        if self.pass_score is not None and self.scorer is None:
+            raise ValueError(f"pass_score is {self.pass_score}, and there is no scorer whose scores could pass")
         return self
 
 
 class LaunchSettings(Settings):
-    """Where the training of a stage runs."""
+    """Where training runs, and what stays in memory meanwhile."""
 
     train: Literal["inline", "process", "accelerate"] | None = Field(
         None,
         description="In this process, in one of its own, or under `accelerate launch`. "
         "Empty: inline on a CPU, a process of its own on a GPU.",
+    )
+    keep_engine: bool | None = Field(
+        None,
+        description="Keep the engine up while training and hand it the new weights. "
+        "Empty: yes on a CPU, no on a GPU, whose memory training needs.",
     )
     accelerate_config: RecipeFile | None = Field(None, description="A file of configs/accelerate/ for `accelerate`.")
 
@@ -323,6 +343,11 @@ class Recipe(Settings):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
             raise ValueError(f"{value!r} is not a run name: use letters, digits, '.', '_' and '-'")
         return value
+
+
+def stored_recipe(path: Path) -> Recipe:
+    """The recipe of an existing run, whose files may have moved and whose libraries may have changed since."""
+    return Recipe.model_validate_json(path.read_text(encoding="utf-8"), context=STORED)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

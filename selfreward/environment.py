@@ -24,11 +24,15 @@ def versions() -> dict[str, str]:
 
 
 def record_environment(run: Run) -> None:
-    """Writes ``environment.json`` at the start of a run."""
+    """Writes ``environment.json`` at the first start of a run; a later start has a line in ``metrics.jsonl``."""
     content = {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "packages": versions(),
     }
-    write_json(run.path / "environment.json", content)
+    path = run.path / "environment.json"
+    if path.exists():
+        run.log({"stage": "start", **content})
+    else:
+        write_json(path, content)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from selfreward import loop, registry, upstream
+from selfreward import registry, upstream
 from selfreward.config import ModelSettings, Recipe
 from selfreward.judges.load import load_judge
+from selfreward.plan import Step, plan
 from selfreward.prompts.dataset import read_demonstrations, read_graded, read_prompts
 
 
@@ -19,8 +21,10 @@ def preflight(recipe: Recipe) -> None:
         ValueError: a name that nothing is registered under, a template without its places, a bad line in a
             data file, or a local model without config, weights or chat template.
     """
-    registry.locate(recipe.engine.name, registry.ENGINES, "engine")
-    registry.locate(recipe.selection.name, registry.SELECTORS, "selector")
+    for engine in (recipe.engine, recipe.judge.engine):
+        if engine is not None:
+            registry.locate(engine.name, registry.ENGINES, "engine")
+    registry.load(recipe.selection.name, registry.SELECTORS, "selector")
     if recipe.evaluation.scorer is not None:
         registry.load(recipe.evaluation.scorer, {}, "scorer")
     load_judge(recipe)
@@ -35,6 +39,16 @@ def preflight(recipe: Recipe) -> None:
     _check_model("model", recipe.model)
     if recipe.judge.model is not None:
         _check_model("judge.model", recipe.judge.model)
+
+
+def require_engine(recipe: Recipe) -> None:
+    """Refuses to start a run whose engine is not installed, which would come out after the seed stage only."""
+    names = {engine.name for engine in (recipe.engine, recipe.judge.engine) if engine is not None}
+    if "vllm" in names and importlib.util.find_spec("vllm") is None:
+        raise ValueError(
+            'engine.name is vllm, which is not installed. Install it (pip install "selfreward[vllm]"), '
+            "or set engine.name to transformers"
+        )
 
 
 def _check_model(key: str, settings: ModelSettings) -> None:
@@ -84,7 +98,7 @@ def describe(recipe: Recipe) -> str:
         f"train      DPO with a fresh LoRA on M_t; the reference is M_t (previous model); "
         f"{_options(recipe.training.dpo)}",
         "merge      in float32, one cast to the model's dtype: M_{t+1}",
-        f"steps      {_steps(loop.plan(recipe))}",
+        f"steps      {_steps(plan(recipe))}",
     ]
     missing = upstream.not_installed()
     if missing:
@@ -96,7 +110,7 @@ def _options(options: dict[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in options.items()) or "the paper's settings"
 
 
-def _steps(steps: Sequence[loop.Step]) -> str:
+def _steps(steps: Sequence[Step]) -> str:
     iterations = sorted({step.iteration for step in steps})
     words = [
         f"{'seed' if t == 0 else f'iter_{t}'}: {' '.join(step.stage for step in steps if step.iteration == t)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
@@ -10,7 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -33,8 +34,17 @@ class _Relative:
     """Marks a path that is written relative to the recipe's own folder, as links on a page are."""
 
 
-def _existing(path: Path) -> Path:
-    if not path.is_file():
+# The context in which the recipe of an existing run is read: it was checked when the run was made.
+STORED = {"stored": True}
+
+
+def is_stored(info: ValidationInfo) -> bool:
+    """Whether the recipe is that of an existing run."""
+    return bool((info.context or {}).get("stored"))
+
+
+def _existing(path: Path, info: ValidationInfo) -> Path:
+    if not is_stored(info) and not path.is_file():
         raise ValueError(f"no such file: {path}")
     return path
 
@@ -97,9 +107,10 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 def _as_dict(config: Any, where: str) -> dict[str, Any]:
     data = OmegaConf.to_container(config, resolve=False)
     assert isinstance(data, dict)
-    if any("${" in text and "oc." in text for text in _texts(data)):
-        # The environment may hold secrets, and the resolved recipe is written to the run folder.
-        raise RecipeError(f"{where}: ${{oc...}} is not available. Only keys of the recipe itself can be interpolated")
+    for text in _texts(data):
+        # A resolver could read the environment, which may hold secrets, into the run folder's resolved recipe.
+        if re.search(r"\$\{[^{}]*(:|\$\{)", text):
+            raise RecipeError(f"{where}: {text!r}: only keys of the recipe itself can be interpolated, as ${{seed}}")
     return {str(key): value for key, value in data.items()}
 
 

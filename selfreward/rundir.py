@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfreward.config import Recipe, load_recipe
+from selfreward.config import Recipe, stored_recipe
 from selfreward.records import (
     Agreement,
     Judgement,
@@ -69,10 +69,10 @@ class StageFolder:
         return content
 
     def begin(self) -> None:
-        """Clears what an interrupted attempt left."""
+        """Clears what an interrupted attempt left; a training's model stands beside it."""
         assert not self.done, f"{self.path} is finished"
-        if self.path.exists():
-            shutil.rmtree(self.path)
+        for folder in (self.path, self.path.with_name("model")) if self.path.name == "train" else (self.path,):
+            shutil.rmtree(folder, ignore_errors=True)
         self.path.mkdir(parents=True)
 
     def write(self, name: str, records: Iterable[Record]) -> int:
@@ -123,7 +123,7 @@ class Run:
         stored = Path(path) / "resolved.json"
         if not stored.is_file():
             raise ValueError(f"no run in {path}: {stored} is missing. Start one with: selfreward run RECIPE")
-        return cls(Path(path).resolve(), load_recipe(stored))
+        return cls(Path(path).resolve(), stored_recipe(stored))
 
     def stage(self, name: str, iteration: int) -> StageFolder:
         """The folder of a stage; iteration 0 is the seed."""

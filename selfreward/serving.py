@@ -1,7 +1,8 @@
-"""The engines of a run: which model they serve, and when they make room for training."""
+"""The engines of a run: which model they serve, and when they make room."""
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
 from typing import Self
 
@@ -24,11 +25,12 @@ class Engines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._close()
 
     def policy(self, model_path: str) -> Engine:
         """The engine that samples, serving the weights at ``model_path``."""
         if self._policy is None:
+            self.make_room()
             self._policy = _start(model_path, self._recipe.model, self._recipe.engine)
         elif self._policy.model != model_path:
             self._policy.reload(model_path)
@@ -41,19 +43,20 @@ class Engines:
             return self.policy(model_path)
         if self._judge is None:
             model = settings.model or self._recipe.model
+            if settings.model is not None:
+                self.make_room()
             self._judge = _start(model.path, model, settings.engine or self._recipe.engine)
         return self._judge
 
     def make_room(self) -> None:
-        """Gives memory back before training, unless the recipe (or the lack of a GPU) lets engines stay up."""
-        keep = self._recipe.engine.keep
+        """Gives memory back for training or another engine, unless the recipe or the lack of a GPU lets it be."""
+        keep = self._recipe.launch.keep_engine
         if keep is None:
             keep = not has_gpu()
         if not keep:
-            self.close()
+            self._close()
 
-    def close(self) -> None:
-        """Ends all engines."""
+    def _close(self) -> None:
         for engine in (self._policy, self._judge):
             if engine is not None:
                 engine.close()
@@ -66,7 +69,11 @@ def _start(model_path: str, model: ModelSettings, settings: EngineSettings) -> E
 
 
 def has_gpu() -> bool:
-    """Whether torch sees an accelerator. The driver is asked, so no memory is taken on the device."""
+    """Whether torch sees an NVIDIA or AMD GPU.
+
+    The driver library is asked rather than CUDA, which would take memory and forbid to fork processes.
+    """
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     import torch
 
     return bool(torch.cuda.is_available())

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from selfreward import loop
+from selfreward.plan import plan
 from selfreward.rundir import Run
 
 # Figures of the table: heading, stage and name. `evaluate` of iteration t measures M_{t+1}.
@@ -31,7 +31,7 @@ def status(run: Run) -> dict[str, Any]:
         its ``stages``, each with ``done`` and, once done, its summary.
     """
     iterations: dict[int, dict[str, Any]] = {}
-    for step in loop.plan(run.recipe):
+    for step in plan(run.recipe):
         folder = run.stage(step.stage, step.iteration)
         entry = iterations.setdefault(step.iteration, {"iteration": step.iteration, "stages": {}})
         entry["stages"][step.stage] = {"done": folder.done, **(folder.summary if folder.done else {})}

@@ -28,10 +28,12 @@ class Trackers:
             tracker.finish()
 
     def log(self, iteration: int, stage: str, summary: dict[str, Any]) -> None:
-        """Logs a stage's figures at the step ``iteration``, as ``stage/figure``."""
+        """Logs a stage's figures as ``stage/figure``, with the iteration."""
         figures = {f"{stage}/{name}": value for name, value in summary.items() if isinstance(value, int | float)}
         for tracker in self._trackers:
-            tracker.log(figures, step=iteration)
+            # Trackers that the trainer logs to as well drop what has a step before its last one.
+            step = iteration if tracker.name == "tensorboard" else None
+            tracker.log({**figures, "iteration": iteration}, step=step)
 
 
 def _start(name: str, project: str, run: Run) -> Any:

@@ -34,16 +34,13 @@ LORA: Source = (
 VLLM: Source = (("vllm", "engine/arg_utils.py", "EngineArgs"),)
 
 
-def check(options: dict[str, Any], source: Source, reserved: Mapping[str, str]) -> dict[str, Any]:
+def check(options: dict[str, Any], source: Source, reserved: Mapping[str, str]) -> None:
     """Checks names and, where the annotation is a plain one, types of options meant for an upstream class.
 
     Args:
         options: by upstream's names.
         source: the class.
         reserved: names that the loop sets itself, each with what to write instead.
-
-    Returns:
-        The options.
 
     Raises:
         OptionError: an unknown or reserved name or a value of a wrong type.
@@ -59,7 +56,6 @@ def check(options: dict[str, Any], source: Source, reserved: Mapping[str, str]) 
             message = f"the installed {package} has no such field in {cls}. {suggest(name, list(known))}"
             raise OptionError(name, message)
         _check_type(name, value, known[name], f"{package}'s {cls}")
-    return options
 
 
 @cache

@@ -46,6 +46,8 @@ def judge(engine: Voter, *texts: str, votes: int = 3):
         ("Score: 5 out of 5\n", 5.0),
         ("One might think:\nScore: 5\nbut no.\nScore: 2", 2.0),
         ("Score: 4\r\nThat is all.", 4.0),
+        ("Score: <4>", 4.0),
+        ("Total score: `4`", 4.0),
     ],
 )
 def test_the_last_score_line_is_read(text, score):

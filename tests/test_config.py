@@ -73,7 +73,14 @@ def test_the_shortest_recipe(load: Load, tmp_path: Path) -> None:
         ("launch:\n  train: accelerate\n", "launch.train is 'accelerate' and accelerate_config is None"),
         ("launch:\n  accelerate_config: prompts.jsonl\n", "`accelerate` and its file go together"),
         ("training:\n  rehearsal: 0.5\n", "loss_type is 'sigmoid', which has no NLL term"),
-        ("tracking:\n  project: ${oc.env:HOME}\n", "Only keys of the recipe itself can be interpolated"),
+        ("tracking:\n  project: ${oc.env:HOME}\n", "only keys of the recipe itself can be interpolated"),
+        (
+            "judge:\n  name: oc\ntracking:\n  project: ${${judge.name}.env:HOME}\n",
+            "only keys of the recipe itself can be interpolated",
+        ),
+        ("responses:\n  temperature: 0.0\n", "all 4 responses to a prompt would be the same"),
+        ("judge:\n  temperature: 0.0\n", "all 3 votes would be the same"),
+        ("evaluation:\n  pass_score: 5.0\n", "there is no scorer whose scores could pass"),
         ("tracking:\n  project: ${nothing}\n", "Interpolation key 'nothing' not found"),
     ],
 )

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import selfreward
 from selfreward import loop
+from selfreward.plan import Step, find_step, plan
 from selfreward.records import Judgement, PreferencePair, Prompt, Rejection, Response
 from selfreward.rundir import Run
 from selfreward.status import status
@@ -145,9 +146,29 @@ def test_what_was_made_before_an_error_is_kept(recipe_file):
 
 def test_a_loss_that_is_not_a_number_goes_no_further(recipe_file):
     options = ["training.dpo.learning_rate=1e30", "training.dpo.max_grad_norm=1e30", "training.dpo.max_steps=20"]
-    with pytest.raises(ValueError, match=r"the training loss became nan|NaN"):
+    with pytest.raises(ValueError, match=r"the training loss became nan\. Lower the learning_rate"):
         run(recipe_file, *options, "training.dpo.logging_steps=1")
     assert not Run.open("runs/test").stage("train", 1).done
+
+
+def test_weights_that_are_not_numbers_become_no_model(recipe_file):
+    options = ["training.sft.learning_rate=1e30", "training.sft.max_grad_norm=1e30", "training.sft.logging_steps=100"]
+    seed = ["seed_data.ift=ift.jsonl", "seed_data.eft=eft.jsonl"]
+    with pytest.raises(ValueError, match="the trained model of iteration 0 has weights that are not numbers"):
+        run(recipe_file, *options, *seed)
+    assert not Run.open("runs/test").stage("train", 0).done
+
+
+def test_a_pair_too_long_to_train_is_rejected_by_name(recipe_file):
+    message = r"made no pair of 8 prompts \(8 too_long_to_train\).*\nToo long to train: raise training.dpo.max_length"
+    with pytest.raises(ValueError, match=message):
+        run(recipe_file, "training.dpo.max_length=8")
+
+
+def test_a_run_opens_though_its_files_have_moved(recipe_file, tmp_path):
+    finished = run(recipe_file, "iterations=1")
+    (tmp_path / "prompts.jsonl").unlink()
+    assert status(Run.open(finished.path))["done"]
 
 
 def test_records_can_be_read_as_datasets(recipe_file):
@@ -164,7 +185,7 @@ def test_records_can_be_read_as_datasets(recipe_file):
 def test_metrics_have_every_stage_and_the_trainers_log(recipe_file):
     finished = run(recipe_file, "iterations=1", "training.dpo.logging_steps=1")
     lines = [json.loads(line) for line in (finished.path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["stage"] for line in lines if "seconds" in line] == [s.stage for s in loop.plan(finished.recipe)]
+    assert [line["stage"] for line in lines if "seconds" in line] == [s.stage for s in plan(finished.recipe)]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]
     packages = json.loads((finished.path / "environment.json").read_text())["packages"]
     assert {"torch", "trl", "peft"} <= set(packages)
@@ -191,9 +212,9 @@ def test_a_stage_is_a_command_of_its_own_and_keeps_the_order(recipe_file):
     current = Run.create(selfreward.load_recipe(recipe_file))
     with selfreward.serving.Engines(current.recipe) as engines:
         with pytest.raises(ValueError, match="iteration 1: responses comes after iteration 1: prompts"):
-            loop.perform_here(current, loop.Step("responses", 1), engines)
-        loop.perform_here(current, loop.Step("prompts", 1), engines)
+            loop.perform_here(current, Step("responses", 1), engines)
+        loop.perform_here(current, Step("prompts", 1), engines)
         with pytest.raises(ValueError, match="is finished, and a run is never overwritten"):
-            loop.perform_here(current, loop.Step("prompts", 1), engines)
+            loop.perform_here(current, Step("prompts", 1), engines)
     with pytest.raises(ValueError, match="the plan has no stage prompts in iteration 3"):
-        loop.find_step(current.recipe, "prompts", 3)
+        find_step(current.recipe, "prompts", 3)

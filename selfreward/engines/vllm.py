@@ -14,12 +14,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vllm import EngineArgs, RequestOutput
+from vllm import SamplingParams as VLLMParams
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.llm_engine import LLMEngine
+
 from selfreward.chat import ChatEncoder, load_tokenizer
 from selfreward.engines.base import TOO_LONG, Completion, SamplingParams
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput
-
     from selfreward.config import EngineSettings, ModelSettings
     from selfreward.records import FinishReason, Message
 
@@ -39,11 +43,12 @@ class VLLMEngine:
     """Implements :class:`selfreward.engines.base.Engine` with ``vllm.LLMEngine``."""
 
     def __init__(self, model_path: str, model: ModelSettings, settings: EngineSettings) -> None:
-        on_cpu = _on_cpu()
+        on_cpu = current_platform.is_cpu()
         if on_cpu:
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        from vllm import EngineArgs
-
+        else:
+            # A forked engine could not use CUDA once this process has.
+            os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         tokenizer = load_tokenizer(model_path, model)
         self._chat = ChatEncoder(tokenizer)
         options = {**(CPU_DEFAULTS if on_cpu else {}), **settings.vllm}
@@ -76,6 +81,7 @@ class VLLMEngine:
             # Weights are reloaded layer by layer, and an output layer that is tied to the embeddings keeps its
             # old ones: the engine would go on as a mixture of two models.
             self.close()
+            del self._engine
             self._start(model_path)
             return
         self._engine.collective_rpc("reload_weights", kwargs={"weights_path": model_path})
@@ -84,8 +90,6 @@ class VLLMEngine:
         self.model = model_path
 
     def _start(self, model_path: str) -> None:
-        from vllm.v1.engine.llm_engine import LLMEngine
-
         self._engine = LLMEngine.from_engine_args(replace(self._args, model=model_path))
         self._max_model_len = int(self._engine.model_config.max_model_len)
         self.model = model_path
@@ -94,9 +98,6 @@ class VLLMEngine:
         self._engine.engine_core.shutdown()
 
     def _submit(self, ids: list[int], params: SamplingParams, seed: int) -> asyncio.Future[RequestOutput]:
-        from vllm import SamplingParams as VLLMParams
-        from vllm.sampling_params import RequestOutputKind
-
         name = str(next(self._numbers))
         self._engine.add_request(
             name,
@@ -141,9 +142,3 @@ class VLLMEngine:
         text = self._chat.tokenizer.decode(list(result.token_ids), skip_special_tokens=True)
         reason: FinishReason = "length" if result.finish_reason == "length" else "stop"
         return Completion(str(text), reason, len(result.token_ids))
-
-
-def _on_cpu() -> bool:
-    from vllm.platforms import current_platform
-
-    return bool(current_platform.is_cpu())

@@ -13,7 +13,7 @@ from selfreward.records import Judgement, Message, Prompt, Response, content_id,
 
 FIELDS = ("prompt", "response")
 # A line that announces a score, whatever Markdown surrounds the word.
-_SCORE_LINE = re.compile(r"^[\s*_#>-]*score[\s*_]*:(?P<rest>.*)$", re.IGNORECASE | re.MULTILINE)
+_SCORE_LINE = re.compile(r"^[\s*_#>-]*((total|final) )?score[\s*_]*:(?P<rest>.*)$", re.IGNORECASE | re.MULTILINE)
 _NUMBER = re.compile(r"(?P<score>-?[0-9]+(\.[0-9]+)?)(\s*(/|out of)\s*(?P<best>[0-9]+))?( points?)?\.?")
 
 
@@ -49,7 +49,7 @@ class AdditiveJudge:
         lines = [match["rest"] for match in _SCORE_LINE.finditer(text)]
         if not lines:
             return None, "no_score"
-        number = _NUMBER.fullmatch(lines[-1].strip(" \t\r*_"))
+        number = _NUMBER.fullmatch(lines[-1].strip(" \t\r*_`<>[]"))
         if number is None or number["best"] not in (None, str(self._settings.max_score)):
             return None, "malformed_score"
         score = float(number["score"])

@@ -20,8 +20,8 @@ def launch_training(run: Run, iteration: int) -> bool:
     command = training_command(run, iteration)
     if command is None:
         return False
-    # The child's progress belongs on the terminal, and standard output is the caller's.
-    result = subprocess.run(command, stdout=sys.stderr.fileno(), check=False)
+    # The child's words belong to the messages (2), as standard output is the caller's.
+    result = subprocess.run(command, stdout=2, check=False)
     if result.returncode or not run.stage("train", iteration).done:
         raise ChildProcessError(
             f"training of iteration {iteration} ended with exit code {result.returncode}; its messages stand above. "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from selfreward import registry
-from selfreward.chat import ChatEncoder, load_tokenizer
+from selfreward.chat import ChatEncoder, fits, load_tokenizer
 from selfreward.judges import mean_scores
-from selfreward.records import Judgement, PreferencePair, Prompt, Rejection, Response, by_prompt
+from selfreward.records import Judgement, Message, PreferencePair, Prompt, Rejection, Response, by_prompt
 from selfreward.rundir import Run
 from selfreward.serving import Engines
 from selfreward.stages import Summary
@@ -26,7 +27,8 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
     select = registry.load(run.recipe.selection.name, registry.SELECTORS, "selector")
     chat = ChatEncoder(load_tokenizer(run.model_path(iteration), run.recipe.model))
 
-    outcomes = [_trainable(select(prompt, responses[prompt.id], scores), chat) for prompt in prompts]
+    options = run.recipe.training.dpo
+    outcomes = [_trainable(select(prompt, responses[prompt.id], scores), chat, options) for prompt in prompts]
     pairs = [pair for outcome in outcomes if isinstance(outcome, list) for pair in outcome]
     rejections = [outcome for outcome in outcomes if isinstance(outcome, Rejection)]
     reasons = Counter(rejection.reason for rejection in rejections)
@@ -47,16 +49,30 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
     }
 
 
-def _trainable(outcome: list[PreferencePair] | Rejection, chat: ChatEncoder) -> list[PreferencePair] | Rejection:
-    """Rejects pairs with the text of control tokens, which the trainer's tokenizer would take for real ones."""
+def _trainable(
+    outcome: list[PreferencePair] | Rejection, chat: ChatEncoder, options: dict[str, Any]
+) -> list[PreferencePair] | Rejection:
+    """Rejects pairs that TRL would train differently from what they are.
+
+    Its tokenizer takes the text of a control token for a real one, and it cuts what is longer than ``max_length``.
+    """
     if isinstance(outcome, Rejection):
         return outcome
-    clean = [
+    if not outcome:
+        raise ValueError("the selector gave an empty list. For a prompt without a pair it gives a Rejection")
+    clean = [pair for pair in outcome if not any(chat.has_control_text(m["content"]) for m in _messages(pair))]
+    if not clean:
+        return Rejection(outcome[0].prompt_id, "control_tokens")
+    whole = [
         pair
-        for pair in outcome
-        if not any(chat.has_control_text(m["content"]) for m in (*pair.prompt, *pair.chosen, *pair.rejected))
+        for pair in clean
+        if all(fits(chat.tokenizer, [*pair.prompt, *side], options) for side in (pair.chosen, pair.rejected))
     ]
-    return clean or Rejection(outcome[0].prompt_id, "control_tokens")
+    return whole or Rejection(outcome[0].prompt_id, "too_long_to_train")
+
+
+def _messages(pair: PreferencePair) -> list[Message]:
+    return [*pair.prompt, *pair.chosen, *pair.rejected]
 
 
 def _no_pairs(iteration: int, prompts: int, reasons: Counter[str], judgements: list[Judgement]) -> str:
@@ -66,6 +82,7 @@ def _no_pairs(iteration: int, prompts: int, reasons: Counter[str], judgements: l
         "unscored": "Unscored: the judge's text has no readable score. Train it with seed_data.eft, or change "
         "judge.template, or judge with another engine (judge.engine).",
         "too_few_responses": "Too few whole responses: raise responses.max_tokens.",
+        "too_long_to_train": "Too long to train: raise training.dpo.max_length.",
         "prompt_too_long": "Prompts too long: raise engine.vllm.max_model_len or shorten the prompts.",
     }
     advice = [text for reason, text in ways.items() if reason in reasons]

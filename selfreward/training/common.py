@@ -5,16 +5,18 @@ from __future__ import annotations
 from contextlib import ExitStack
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 
-from selfreward.chat import load_tokenizer
+from selfreward.chat import load_tokenizer, model_errors
 from selfreward.progress import track
+from selfreward.records import derive_seed
 from selfreward.rundir import Run
 from selfreward.serving import has_gpu
 
+LOWER = "Lower the learning_rate, or set max_grad_norm"
 FIGURES = ("train_loss", "rewards/accuracies", "rewards/margins")
 
 if TYPE_CHECKING:
@@ -31,13 +33,14 @@ if TYPE_CHECKING:
 def load_model(path: str, run: Run, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """A causal language model from safetensors; ``dtype`` is the recipe's unless given."""
     settings = run.recipe.model
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=dtype or getattr(torch, settings.dtype),
-        revision=None if Path(path).is_dir() else settings.revision,
-        trust_remote_code=settings.trust_remote_code,
-        use_safetensors=True,
-    )
+    with model_errors(path):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype or getattr(torch, settings.dtype),
+            revision=None if Path(path).is_dir() else settings.revision,
+            trust_remote_code=settings.trust_remote_code,
+            use_safetensors=True,
+        )
     return model
 
 
@@ -56,7 +59,9 @@ def trainer_options(run: Run, iteration: int, options: dict[str, Any]) -> dict[s
         "output_dir": str(run.stage("train", iteration).path),
         "run_name": f"{run.recipe.name}-{iteration}",
         "report_to": run.recipe.tracking.report_to or "none",
-        "seed": run.recipe.seed + iteration,
+        "seed": derive_seed(run.recipe.seed, iteration, "train") % 2**31,
+        # Otherwise the trainer logs an average in the place of a loss that is not a number.
+        "logging_nan_inf_filter": False,
     }
 
 
@@ -68,7 +73,13 @@ def with_defaults(defaults: dict[str, Any], options: dict[str, Any]) -> dict[str
 
 
 def save_model(model: PreTrainedModel, run: Run, source: str, iteration: int) -> None:
-    """Writes a model in the recipe's dtype, as safetensors, with the tokenizer and chat template it is served with."""
+    """Writes a model in the recipe's dtype, as safetensors, with the tokenizer and chat template it is served with.
+
+    Raises:
+        ValueError: a weight that is not a finite number.
+    """
+    if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
+        raise ValueError(f"the trained model of iteration {iteration} has weights that are not numbers. {LOWER}")
     out = run.stage("model", iteration).path
     model.to(getattr(torch, run.recipe.model.dtype)).save_pretrained(out)
     tokenizer: PreTrainedTokenizerBase = load_tokenizer(source, run.recipe.model)
@@ -82,6 +93,12 @@ class Watch(TrainerCallback):
         self._run, self._iteration = run, iteration
         self._open = ExitStack()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -91,11 +108,6 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self._counter.advance()
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._open.close()
 
     def on_log(
         self,
@@ -116,14 +128,15 @@ def train(trainer: Trainer, run: Run, iteration: int) -> dict[str, Any]:
         ValueError: a loss that is not a number; such a model goes no further.
     """
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Watch(run, iteration))
-    trainer.train()
+    watch = Watch(run, iteration)
+    trainer.add_callback(watch)
+    with watch:
+        trainer.train()
     history = trainer.state.log_history
     broken = [entry["loss"] for entry in history if not isfinite(float(entry.get("loss", 0.0)))]
     if broken:
         raise ValueError(
-            f"the training loss became {broken[0]}. Lower the learning_rate, or set max_grad_norm; "
-            f"all losses are in {run.path / 'metrics.jsonl'}"
+            f"the training loss became {broken[0]}. {LOWER}; all losses are in {run.path / 'metrics.jsonl'}"
         )
     figures = {name: float(entry[name]) for entry in history for name in FIGURES if name in entry}
     return {"steps": trainer.state.global_step, **figures}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from selfreward.chat import load_tokenizer
+from selfreward.chat import fits, load_tokenizer
 from selfreward.judges.load import load_judge
 from selfreward.prompts.dataset import read_demonstrations, read_graded
 from selfreward.rundir import Run
@@ -29,19 +30,25 @@ def train_seed(run: Run) -> dict[str, Any]:
         ValueError: bad lines in the data, or a loss that is not a number.
     """
     source = run.model_path(0)
-    rows = seed_rows(run)
+    options = with_defaults(DEFAULTS, run.recipe.training.sft)
+    tokenizer = load_tokenizer(source, run.recipe.model)
+    every = seed_rows(run)
+    rows = [row for row in every if fits(tokenizer, [*row["prompt"], *row["completion"]], options)]
+    if not rows:
+        raise ValueError(f"none of {len(every)} examples of seed_data fits: raise training.sft.max_length")
     trainer = SFTTrainer(
-        model=load_model(source, run),
-        args=SFTConfig(**trainer_options(run, 0, with_defaults(DEFAULTS, run.recipe.training.sft))),
+        # In bfloat16 most steps of this size are lost in rounding: master weights are float32, computing is not.
+        model=load_model(source, run, torch.float32),
+        args=SFTConfig(**trainer_options(run, 0, options)),
         train_dataset=Dataset.from_list(rows),
-        processing_class=load_tokenizer(source, run.recipe.model),
+        processing_class=tokenizer,
     )
     summary = train(trainer, run, 0)
     trainer.accelerator.wait_for_everyone()
     model = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.is_world_process_zero():
         save_model(model, run, source, 0)
-    return {"examples": len(rows), **summary}
+    return {"examples": len(rows), "too_long": len(every) - len(rows), **summary}
 
 
 def seed_rows(run: Run) -> list[dict[str, Any]]:
