@@ -1,5 +1,6 @@
 """The real command with the real vLLM and TRL, in small."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -9,7 +10,10 @@ import torch
 from conftest import make_random_model
 from safetensors.torch import load_file
 
-from selfreward.records import Judgement, Measurement, PreferencePair, Rejection, Response
+from selfreward.config import EngineSettings
+from selfreward.engines import SamplingParams
+from selfreward.engines.transformers import TransformersEngine
+from selfreward.records import Judgement, Measurement, PreferencePair, Prompt, Rejection, Response
 from selfreward.rundir import Run
 
 SMALL = (
@@ -71,6 +75,26 @@ def test_the_model_can_judge_after_the_seed_stage(finished):
     seed = run.stage("evaluate", 0).summary
     assert seed["judge_scored"] > 0.95
     assert seed["judge_spearman"] > 0.5
+
+
+def test_the_model_that_was_served_is_the_one_that_was_trained(finished):
+    """Another engine, from the files of M2, gives the greedy responses that vLLM gave when it was evaluated."""
+    _, run = finished
+    path = run.model_path(2)
+    engine = TransformersEngine(path, run.recipe.model, EngineSettings(name="transformers"))
+    texts = [json.loads(line)["prompt"] for line in run.recipe.evaluation.prompts.open()][:40]
+    greedy = SamplingParams(0.0, 1.0, run.recipe.responses.max_tokens)
+
+    async def everything() -> list[str]:
+        chats = [[{"role": "user", "content": text}] for text in texts]
+        answers = await asyncio.gather(*(engine.sample(chat, greedy, [0]) for chat in chats))
+        return [answer.text for [answer] in answers]
+
+    recorded = {m.prompt_id: m.text for m in run.records("measurements", 1, Measurement) if m.k is None}
+    expected = [recorded[Prompt.make([{"role": "user", "content": text}], "").id] for text in texts]
+    assert asyncio.run(everything()) == expected
+    before = {m.prompt_id: m.text for m in run.records("measurements", 0, Measurement) if m.k is None}
+    assert before != recorded
 
 
 def test_a_second_start_repeats_nothing(finished, folder):

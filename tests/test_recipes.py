@@ -15,8 +15,8 @@ from selfreward import upstream
 from selfreward.config import load_recipe
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(ROOT.glob("recipes/**/run.yaml"))
-ACCELERATE = sorted(ROOT.glob("configs/accelerate/*.yaml"))
+RECIPES = sorted(ROOT.glob("recipes/**/*.yaml"))
+ACCELERATE = sorted(ROOT.glob("configs/**/*.yaml"))
 
 
 def name(path: Path) -> str:
