@@ -114,8 +114,11 @@ def options(
     """The options of the command itself."""
 
 
-# The libraries' own bars and start-up remarks would bury the run's; a user's settings win.
+# The libraries' own bars and start-up remarks would bury the run's, and none is to report home. A user's settings win.
 QUIET = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "VLLM_NO_USAGE_STATS": "1",
     "TQDM_DISABLE": "1",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TRANSFORMERS_VERBOSITY": "error",
