@@ -99,9 +99,11 @@ def test_the_model_that_was_served_is_the_one_that_was_trained(finished):
 
 def test_a_second_start_repeats_nothing(finished, folder):
     _, run = finished
-    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*.jsonl")}
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("records.jsonl")}
     selfreward("run", "recipes/quickstart/run.yaml", f"run_dir={folder}", *SMALL)
-    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*.jsonl")} == before
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("records.jsonl")} == before
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["stage"] == "start"
 
 
 def test_a_run_can_be_repeated_to_the_byte(finished, tmp_path):
@@ -132,7 +134,8 @@ def test_a_recipe_for_a_real_model_runs_with_a_small_one_in_its_place(tmp_path, 
         f"run_dir={tmp_path}",
         "iterations=1",
         "prompts.num=8",
-        "responses.max_tokens=8",
+        "responses.n=8",
+        "responses.max_tokens=256",
         "judge.name=scripts:AnyText",
         "judge.max_tokens=8",
         "training.dpo.max_steps=1",
