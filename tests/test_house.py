@@ -47,3 +47,10 @@ def test_links_in_documents_lead_somewhere() -> None:
         if "://" not in target and not (page.parent / target).exists()
     ]
     assert missing == []
+
+
+def test_the_recipe_in_the_readme_loads(tmp_path: Path) -> None:
+    [recipe] = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "run.yaml").write_text(recipe)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+    assert selfreward.load_recipe(tmp_path / "run.yaml").name == "my-run"
