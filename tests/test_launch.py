@@ -1,6 +1,7 @@
 """Training in a process of its own and under ``accelerate launch``: the same stage, the same result."""
 
 import json
+from itertools import pairwise
 import subprocess
 import sys
 
@@ -16,6 +17,8 @@ TASKS = ("one", "two", "three", "four", "five", "six")
 def recipe_file(tmp_path, tiny_random_model):
     prompts = "".join(json.dumps({"prompt": f"Name {n} animals."}) + "\n" for n in TASKS)
     (tmp_path / "prompts.jsonl").write_text(prompts)
+    row = {"prompt": "Name two animals.", "response": "fox owl", "judgement": "count two yes\nScore: 5"}
+    (tmp_path / "seed.jsonl").write_text((json.dumps(row) + "\n") * 4)
     (tmp_path / "judge.txt").write_text("Review this answer.\nTask: {prompt}\nAnswer: {response}")
     path = tmp_path / "run.yaml"
     path.write_text(f"""
@@ -45,13 +48,17 @@ def test_a_process_of_its_own_trains_the_same_weights(recipe_file):
 
 
 def test_two_ranks_under_accelerate_launch(recipe_file):
+    seed = [f"seed_data.{kind}={recipe_file.parent}/seed.jsonl" for kind in ("ift", "eft")]
+    seed += ["training.sft.max_steps=1"]
     launch = ["launch.train=accelerate", "launch.accelerate_config=configs/accelerate/cpu_2_processes.yaml"]
-    run = selfreward.run(selfreward.load_recipe(recipe_file, launch))
+    run = selfreward.run(selfreward.load_recipe(recipe_file, [*seed, *launch]))
     assert run.stage("train", 1).summary["steps"] == 2
-    before, after = (load_file(f"{run.model_path(t)}/model.safetensors") for t in (1, 2))
-    assert any(not before[name].equal(after[name]) for name in before)
+    weights = [load_file(f"{run.model_path(t)}/model.safetensors") for t in (0, 1, 2)]
+    for before, after in pairwise(weights):
+        assert any(not before[name].equal(after[name]) for name in before)
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines if "seconds" in line] == [
+        "train",
         "prompts",
         "responses",
         "judgements",

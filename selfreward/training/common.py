@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
+from transformers.integrations import unset_hf_deepspeed_config
 
 from selfreward.chat import load_tokenizer, model_errors
 from selfreward.progress import track
@@ -42,6 +43,13 @@ def load_model(path: str, run: Run, dtype: torch.dtype | None = None) -> PreTrai
             use_safetensors=True,
         )
     return model
+
+
+def load_alone(path: str, run: Run) -> PreTrainedModel:
+    """A model in float32 for this one process, after a training that several shared."""
+    # Under ZeRO-3 transformers would otherwise split it over all of them, who load nothing.
+    unset_hf_deepspeed_config()
+    return load_model(path, run, torch.float32)
 
 
 def trainer_options(run: Run, iteration: int, options: dict[str, Any]) -> dict[str, Any]:

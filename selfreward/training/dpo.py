@@ -8,10 +8,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers.integrations import unset_hf_deepspeed_config
 from trl import DPOConfig, DPOTrainer
 
 from selfreward.chat import load_tokenizer
@@ -19,7 +17,7 @@ from selfreward.judges.load import load_judge
 from selfreward.prompts.dataset import read_graded
 from selfreward.records import PreferencePair, derive_seed
 from selfreward.rundir import Run
-from selfreward.training.common import load_model, save_model, train, trainer_options, with_defaults
+from selfreward.training.common import load_alone, load_model, save_model, train, trainer_options, with_defaults
 
 # Section 3.1.2: batch 16, cosine from 1e-6 to 1e-7, beta 0.1.
 DEFAULTS: dict[str, Any] = {
@@ -86,8 +84,6 @@ def merge(run: Run, source: str, adapter: str, iteration: int) -> None:
 
     Merging in bfloat16 itself shifts the loss (peft#1388).
     """
-    # Under ZeRO-3 transformers would otherwise split what this one process loads over all of them.
-    unset_hf_deepspeed_config()
-    base = load_model(source, run, torch.float32)
+    base = load_alone(source, run)
     merged = PeftModel.from_pretrained(base, adapter, torch_device="cpu").merge_and_unload(safe_merge=True)
     save_model(merged, run, source, iteration)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from selfreward.chat import fits, load_tokenizer
 from selfreward.judges.load import load_judge
 from selfreward.prompts.dataset import read_demonstrations, read_graded
 from selfreward.rundir import Run
-from selfreward.training.common import load_model, save_model, train, trainer_options, with_defaults
+from selfreward.training.common import load_alone, load_model, save_model, train, trainer_options, with_defaults
 
 # Section 3.1.2: batch 16, cosine from 5.5e-6 to 1.1e-6, loss on the target tokens only.
 DEFAULTS: dict[str, Any] = {
@@ -44,10 +45,13 @@ def train_seed(run: Run) -> dict[str, Any]:
         processing_class=tokenizer,
     )
     summary = train(trainer, run, 0)
+    # Every rank takes part in saving, as under FSDP and ZeRO-3 each has a share of the weights.
+    trained = run.stage("train", 0).path / "trained"
+    trainer.save_model(str(trained))
     trainer.accelerator.wait_for_everyone()
-    model = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.is_world_process_zero():
-        save_model(model, run, source, 0)
+        save_model(load_alone(str(trained), run), run, source, 0)
+        shutil.rmtree(trained)
     return {"examples": len(rows), "too_long": len(every) - len(rows), **summary}
 
 
