@@ -1,9 +1,9 @@
 """Training in a process of its own and under ``accelerate launch``: the same stage, the same result."""
 
 import json
-from itertools import pairwise
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 from safetensors.torch import load_file
