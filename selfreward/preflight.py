@@ -11,7 +11,7 @@ from selfreward import registry, upstream
 from selfreward.config import ModelSettings, Recipe
 from selfreward.judges.load import load_judge
 from selfreward.plan import Step, plan
-from selfreward.prompts.dataset import read_demonstrations, read_graded, read_prompts
+from selfreward.prompts.dataset import read_demonstrations, read_graded, read_held_out, read_prompts
 
 
 def preflight(recipe: Recipe) -> None:
@@ -33,7 +33,7 @@ def preflight(recipe: Recipe) -> None:
         read_demonstrations(recipe.seed_data.ift)
         read_graded(recipe.seed_data.eft)
     if recipe.evaluation.prompts is not None:
-        read_prompts(recipe.prompts.model_copy(update={"path": recipe.evaluation.prompts}))
+        read_held_out(recipe)
     if recipe.evaluation.judging is not None:
         read_graded(recipe.evaluation.judging)
     _check_model("model", recipe.model)

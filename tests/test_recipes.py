@@ -44,12 +44,12 @@ def test_a_recipe_loads_and_is_named_as_its_folder(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
 def test_the_files_of_a_recipe_have_no_bad_line(path: Path) -> None:
-    from selfreward.prompts.dataset import read_prompts
+    from selfreward.prompts.dataset import read_held_out, read_prompts
 
     recipe = load_recipe(path)
     prompts, _ = read_prompts(recipe.prompts)
     assert recipe.evaluation.prompts is not None
-    heldout, _ = read_prompts(recipe.prompts.model_copy(update={"path": recipe.evaluation.prompts}))
+    heldout = read_held_out(recipe)
     assert len(prompts) >= 200
     assert len(heldout) >= 50
     assert not {prompt.id for prompt in prompts} & {prompt.id for prompt in heldout}

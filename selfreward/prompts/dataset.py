@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfreward.config import PromptSettings
+from selfreward.config import PromptSettings, Recipe
 from selfreward.records import Message, Prompt
 
 ROLES = ("system", "user", "assistant")
@@ -59,6 +59,12 @@ def read_prompts(settings: PromptSettings) -> tuple[list[Prompt], dict[str, int]
 
     skipped = _read_lines(settings.path, add, skip=settings.on_bad_line == "skip")
     return prompts, skipped
+
+
+def read_held_out(recipe: Recipe) -> list[Prompt]:
+    """The held-out prompts of the evaluation, read as the training prompts are."""
+    prompts, _ = read_prompts(recipe.prompts.model_copy(update={"path": recipe.evaluation.prompts}))
+    return prompts
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from selfreward.evaluation.agreement import agreement
 from selfreward.evaluation.responses import gain, summarize
 from selfreward.judges import Judge, mean_scores
 from selfreward.judges.load import load_judge
-from selfreward.prompts.dataset import Graded, read_graded, read_prompts
+from selfreward.prompts.dataset import Graded, read_graded, read_held_out
 from selfreward.records import Agreement, Judgement, Measurement, Prompt, Response, content_id, derive_seed
 from selfreward.rundir import Run
 from selfreward.serving import Engines
@@ -28,7 +28,7 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
     model = run.model_path(iteration + 1)
     summary: Summary = {"model": f"M{iteration + 1}"}
     if settings.prompts is not None:
-        prompts, _ = read_prompts(run.recipe.prompts.model_copy(update={"path": settings.prompts}))
+        prompts = read_held_out(run.recipe)
         measurements = _measure(run, engines.policy(model), prompts)
         run.stage("evaluate", iteration).write("records.jsonl", measurements)
         summary |= summarize(measurements, settings.pass_score)

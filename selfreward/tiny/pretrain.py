@@ -126,8 +126,6 @@ def pretrain(out: Path, steps: int = STEPS, seed: int = 0) -> None:
             schedule.step()
             counter.advance(tokens=batch["input_ids"].numel())
             if step % 500 == 499:
-                model.save_pretrained(out)
-                tokenizer.save_pretrained(out)
                 console.print(f"  step {step}: loss {loss.item():.3f}")
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
