@@ -21,6 +21,7 @@ from selfreward.recipe_file import STORED, RecipeError, RecipeFile, RecipePath, 
 __all__ = ["Recipe", "RecipeError", "load_recipe"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
+Rule = Literal["drop", "keep"]
 # What the loop sets itself, each with the setting to use instead.
 RESERVED_TRAINER = {
     "output_dir": "it is the stage's folder of the run",
@@ -28,7 +29,12 @@ RESERVED_TRAINER = {
     "data_seed": "use the recipe's seed",
     "report_to": "use tracking.report_to",
     "run_name": "use name",
-    "resume_from_checkpoint": "a stage that was interrupted starts again",
+    "resume_from_checkpoint": "an interrupted training goes on from its last whole checkpoint by itself",
+    "save_only_model": "a checkpoint without its optimizer can't be resumed",
+    "save_total_limit": "the last whole checkpoint is kept until the stage is done",
+    "save_strategy": "checkpoints are what a run resumes from; how often: save_steps",
+    "load_best_model_at_end": "the model of the last step is the iteration's",
+    "enable_jit_checkpoint": "SIGTERM makes a checkpoint already, within launch.grace",
     "logging_nan_inf_filter": "a loss that is not a number must be seen",
     "push_to_hub": "push the finished model yourself, a run never publishes anything",
     "model_init_kwargs": "use model.dtype, model.revision and model.trust_remote_code",
@@ -133,6 +139,9 @@ class ResponseSettings(SamplingSettings):
     """N responses to each prompt, sampled from M_t."""
 
     n: Annotated[int, Field(ge=2)] = Field(4, description="Responses to each prompt; at least 2.")
+    on_empty: Rule = Field("drop", description="Responses without text: drop them from selection, or keep them.")
+    on_truncated: Rule = Field("drop", description="Responses cut at max_tokens: drop or keep.")
+    on_duplicate: Rule = Field("keep", description="Responses with the text of an earlier one: drop or keep.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -162,6 +171,13 @@ class EngineSettings(Settings):
     """What samples and judges."""
 
     name: str = Field("vllm", description="vllm, transformers, openai, or MODULE:CLASS.")
+    max_in_flight: PositiveInt = Field(256, description="Prompts that are worked on at once.")
+    max_restarts: Annotated[int, Field(ge=0)] = Field(
+        2, description="How often an engine that died is started again; after that the run stops."
+    )
+    stall_timeout: Annotated[float, Field(gt=0)] = Field(
+        300.0, description="Seconds without a sign of life after which an engine in a process of its own is dead."
+    )
     vllm: VLLMOptions = Field(default_factory=dict, description="vLLM's engine arguments, by their own names.")
     transformers: TransformersSettings = TransformersSettings()
     openai: OpenAISettings | None = None
@@ -185,6 +201,9 @@ class JudgeSettings(SamplingSettings):
     min_score: int = Field(0, description="Lowest score the judge may give.")
     max_score: int = Field(5, description="Highest score the judge may give.")
     max_tokens: PositiveInt = Field(512, description="Most new tokens of a judgement.")
+    min_parse_rate: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.5, description="The run stops where a smaller share of judgements has a readable score."
+    )
     engine: EngineSettings | None = Field(
         None, description="Another engine to judge with. Empty: the model judges itself."
     )
@@ -273,6 +292,10 @@ class LaunchSettings(Settings):
         "Empty: yes on a CPU, no on a GPU, whose memory training needs.",
     )
     accelerate_config: RecipeFile | None = Field(None, description="A file of configs/accelerate/ for `accelerate`.")
+    grace: Annotated[float, Field(ge=0)] = Field(
+        60.0, description="Seconds after SIGTERM or Ctrl-C in which what is in flight may finish."
+    )
+    private: bool = Field(True, description="Make the run folder readable by its owner alone.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,0 +1,99 @@
+"""Files that survive a power cut: every write of a run that must be whole goes through here. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from selfreward.errors import Damaged
+
+SEAL = "sha256"
+
+
+def sync(path: Path) -> None:
+    """Puts a file, or a folder's list of names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Puts every file of a folder on the disk, with the names that lead to it."""
+    for path in sorted(folder.rglob("*")):
+        sync(path)
+    sync(folder)
+
+
+def replace(temporary: Path, path: Path) -> None:
+    """Renames onto ``path`` once the bytes are on the disk, so that a power cut leaves the old or the new."""
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def write_bytes(path: Path, chunks: Iterable[bytes]) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        for chunk in chunks:
+            write_all(descriptor, chunk)
+    finally:
+        os.close(descriptor)
+    replace(temporary, path)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """``os.write`` until everything is written: a nearly full disk may take a part only."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_hash(content: Any) -> str:
+    """The SHA-256 of a JSON value, whatever its order of keys."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file whole or not at all, with the hash of its content as the last entry."""
+    write_bytes(path, [_sealed(content)])
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The content of a file of :func:`write_sealed`.
+
+    Raises:
+        Damaged: any byte of the file is another than the one that was written.
+    """
+    raw = path.read_bytes()
+    try:
+        content = json.loads(raw)
+        content.pop(SEAL)
+        whole = _sealed(content) == raw
+    except (ValueError, KeyError, AttributeError, TypeError):
+        whole = False
+    if not whole:
+        raise Damaged(
+            f"{path} is not what the run wrote: its hash differs. Bring it back from a copy of the run; "
+            "selfreward verify RUN names every file that differs"
+        )
+    return dict(content)
+
+
+def _sealed(content: Mapping[str, Any]) -> bytes:
+    sealed = {**content, SEAL: json_hash(content)}
+    return (json.dumps(sealed, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,48 @@
+"""What ends a run before its end, each with an exit status of its own (sysexits.h where it has one). No torch.
+
+A ``ValueError`` is something that the user can mend in the recipe or the data: exit status 1.
+"""
+
+from __future__ import annotations
+
+
+class SelfrewardError(Exception):
+    """Ends the command with ``exit_status`` and the message; never a traceback."""
+
+    exit_status = 1
+
+
+class Stopped(SelfrewardError):
+    """SIGTERM or Ctrl-C: what was in flight is in the journal, and ``selfreward resume`` goes on from there."""
+
+    exit_status = 75
+
+
+class RunLocked(SelfrewardError):
+    """Another process is writing to the run."""
+
+    exit_status = 73
+
+
+class DiskFull(SelfrewardError):
+    """The disk has no room for the stage, or an operation on it failed."""
+
+    exit_status = 74
+
+
+class EngineDied(SelfrewardError):
+    """The engine's process ended or hung; raised to the user once it was restarted as often as the recipe allows."""
+
+    exit_status = 69
+
+
+class HandoverError(SelfrewardError):
+    """The weights that are served are not those that were trained."""
+
+    exit_status = 70
+
+
+class Damaged(SelfrewardError):
+    """A file of the run is not what the run wrote."""
+
+    exit_status = 65

@@ -1,0 +1,51 @@
+"""SIGTERM and Ctrl-C ask a run to stop: what is in flight finishes, within a grace period. No torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from types import FrameType
+
+from selfreward.errors import Stopped
+from selfreward.progress import console
+
+
+class Stop:
+    """Whether this process was asked to stop, and by when."""
+
+    def __init__(self) -> None:
+        self.grace = 0.0
+        self._asked_at: float | None = None
+
+    @property
+    def requested(self) -> bool:
+        return self._asked_at is not None
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the grace period is over, so that what is still in flight is given up."""
+        return self._asked_at is not None and time.monotonic() >= self._asked_at + self.grace
+
+    def check(self) -> None:
+        """Raises Stopped if this process was asked to stop: called before anything new begins."""
+        if self.requested:
+            raise Stopped("stopped as asked, with everything that was finished in the journal")
+
+    def listen(self, grace: float) -> None:
+        """From now on SIGTERM and the first Ctrl-C ask to stop; the second Ctrl-C ends at once."""
+        self.grace = grace
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        if not self.requested:
+            self._asked_at = time.monotonic()
+            again = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
+            console.print(f"stopping: what is in flight has {self.grace:g} s to finish{again}", style="yellow")
+
+
+stop = Stop()
