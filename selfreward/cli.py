@@ -7,13 +7,18 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from selfreward import stages
 from selfreward.config import load_recipe
+from selfreward.errors import Damaged, SelfrewardError, Stopped, disk_error
 from selfreward.progress import console
+from selfreward.stopping import stop
+
+if TYPE_CHECKING:
+    from selfreward.rundir import Run
 
 app = typer.Typer(
     help="A language model that samples, judges and trains itself: self-rewarding DPO (arXiv 2401.10020).",
@@ -44,12 +49,46 @@ def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
 @app.command()
 def run(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Runs a recipe. Run it again after an interruption: finished stages are kept."""
-    from selfreward import loop, status
+    """Runs a recipe. Run it again after an interruption, or `resume` the run: it goes on where it stopped."""
+    from selfreward import loop
 
-    finished = loop.run(load_recipe(recipe, overrides or []))
-    _print_table(status.status(finished))
-    print(finished.path)
+    settings = load_recipe(recipe, overrides or [])
+    stop.listen(settings.launch.grace)
+    _show(loop.run(settings))
+
+
+@app.command()
+def resume(
+    run: RunArgument,
+    overrides: Overrides = None,
+    from_iteration: Annotated[
+        int | None, typer.Option(help="Set this iteration and the later ones aside, and make them anew.")
+    ] = None,
+) -> None:
+    """Goes on with a run exactly where it stopped, or from an earlier iteration, with edited settings if any."""
+    from selfreward import history, loop
+    from selfreward.preflight import preflight
+
+    settings = history.recipe_of(run, overrides or [])
+    preflight(settings)
+    stop.listen(settings.launch.grace)
+    if from_iteration is not None:
+        print(f"set aside in {history.go_back(settings, from_iteration)}", file=sys.stderr)
+    _show(loop.run(settings))
+
+
+@app.command()
+def fork(
+    run: RunArgument,
+    iteration: Annotated[int, typer.Option(help="The first iteration of the new run that is its own.")],
+    to: Annotated[str, typer.Option(metavar="NAME", help="The new run: a name beside RUN, or a path.")],
+    overrides: Overrides = None,
+) -> None:
+    """Makes a new run that shares what a run did before an iteration. Files are linked, not copied."""
+    from selfreward import history
+
+    made = history.fork(run, iteration, to, overrides or [])
+    print(f"{made.path}\nGo on with: selfreward resume {made.path}")
 
 
 @app.command()
@@ -61,15 +100,18 @@ def stage(
     """Performs one stage of an existing run, also under `accelerate launch -m selfreward`."""
     from selfreward import loop
     from selfreward.launchers import leave_group
+    from selfreward.lock import RunLock, watch_holder
     from selfreward.plan import find_step
     from selfreward.rundir import Run
     from selfreward.serving import Engines
 
     current = Run.open(run)
     step = find_step(current.recipe, name, iteration)
-    with Engines(current.recipe) as engines:
+    stop.listen(current.recipe.launch.grace)
+    watch_holder(current.path)
+    with RunLock(current.path), Engines(current) as engines:
         loop.perform_here(current, step, engines)
-    leave_group()
+        leave_group()
 
 
 @app.command()
@@ -77,7 +119,7 @@ def status(
     run: RunArgument,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: everything, as JSON.")] = False,
 ) -> None:
-    """Shows what a run has done, its counts and its figures."""
+    """Shows what a run has done, is doing and has left, what is stale or set aside, and its figures."""
     from selfreward import status as report
     from selfreward.rundir import Run
 
@@ -86,8 +128,43 @@ def status(
         print(json.dumps(state, indent=2))
         return
     _print_table(state)
-    left = [f"{e['iteration']}/{name}" for e in state["iterations"] for name, s in e["stages"].items() if not s["done"]]
-    print(f"left to do: {', '.join(left)}" if left else "finished")
+    for line in report.lines(state):
+        print(line)
+
+
+@app.command()
+def verify(run: RunArgument) -> None:
+    """Recomputes every hash and follows every link of a run; names each file and record that is not right."""
+    from selfreward.verify import verify as verify_run
+
+    report = verify_run(Path(run))
+    for problem in report.problems:
+        print(problem)
+    print(report.summary)
+    if report.problems:
+        raise typer.Exit(Damaged.exit_status)
+
+
+@app.command()
+def trace(
+    run: RunArgument,
+    pair_id: Annotated[str, typer.Argument(metavar="PAIR_ID", help="The id of a pair, or its first digits.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: everything, as JSON.")] = False,
+) -> None:
+    """Shows everything behind a preference pair: prompt, responses, votes, models, seeds, versions."""
+    from selfreward.rundir import Run
+    from selfreward.trace import text
+    from selfreward.trace import trace as trace_pair
+
+    found = trace_pair(Run.open(run), pair_id)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else text(found))
+
+
+def _show(finished: Run) -> None:
+    from selfreward import status
+
+    _print_table(status.status(finished))
+    print(finished.path)
 
 
 def _print_table(state: dict[str, object]) -> None:
@@ -134,9 +211,13 @@ def main() -> None:
     warnings.simplefilter("ignore", FutureWarning)
     try:
         app()
-    except (ValueError, ChildProcessError) as error:
+    except Stopped as error:
+        console.print(f"{error}. Go on with selfreward resume, or the same command", style="yellow", markup=False)
+        sys.exit(error.exit_status)
+    except (ValueError, ChildProcessError, SelfrewardError, OSError) as error:
         if os.environ.get("SELFREWARD_DEBUG"):
             raise
-        console.print(f"error: {error}", style="red", markup=False)
+        named = disk_error(error)
+        console.print(f"error: {named}", style="red", markup=False)
         console.print("(SELFREWARD_DEBUG=1 shows where it was raised)", style="dim")
-        sys.exit(1)
+        sys.exit(named.exit_status if isinstance(named, SelfrewardError) else 1)

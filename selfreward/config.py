@@ -8,6 +8,7 @@ against the fields of the installed versions (:mod:`selfreward.upstream`).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from selfreward import upstream
-from selfreward.recipe_file import STORED, RecipeError, RecipeFile, RecipePath, is_stored, read
+from selfreward.recipe_file import STORED, RecipeError, RecipeFile, RecipePath, edit, is_stored, read
 
 __all__ = ["Recipe", "RecipeError", "load_recipe"]
 
@@ -368,9 +369,18 @@ class Recipe(Settings):
         return value
 
 
-def stored_recipe(path: Path) -> Recipe:
+def stored_recipe(resolved: dict[str, Any]) -> Recipe:
     """The recipe of an existing run, whose files may have moved and whose libraries may have changed since."""
-    return Recipe.model_validate_json(path.read_text(encoding="utf-8"), context=STORED)
+    return Recipe.model_validate_json(json.dumps(resolved), context=STORED)
+
+
+def edited_recipe(resolved: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of an existing run with ``key=value`` overrides, checked anew.
+
+    Raises:
+        RecipeError: it can't be run any more, or with these values.
+    """
+    return edit(Recipe, resolved, overrides)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

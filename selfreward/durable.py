@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from binascii import crc32
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from selfreward.errors import Damaged
 
 SEAL = "sha256"
+BUFFER = 1 << 20
 
 
 def sync(path: Path) -> None:
@@ -42,24 +44,39 @@ def write_bytes(path: Path, chunks: Iterable[bytes]) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
+        buffer = bytearray()
         for chunk in chunks:
-            write_all(descriptor, chunk)
+            buffer += chunk
+            if len(buffer) >= BUFFER:
+                write_all(descriptor, buffer)
+                buffer.clear()
+        write_all(descriptor, buffer)
     finally:
         os.close(descriptor)
     replace(temporary, path)
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | bytearray) -> None:
     """``os.write`` until everything is written: a nearly full disk may take a part only."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+    done = 0
+    while done < len(data):
+        done += os.write(descriptor, data[done:] if done else data)
 
 
-def file_hash(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+_hashes: dict[tuple[Any, ...], str] = {}
+
+
+def hash_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, computed once in this process while the file stays the same one.
+
+    The time of change (ctime) can't be set back by a program, as that of modification can.
+    """
+    info = path.stat()
+    key = (str(path), info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+    if key not in _hashes:
+        with path.open("rb") as file:
+            _hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _hashes[key]
 
 
 def json_hash(content: Any) -> str:
@@ -97,3 +114,20 @@ def read_sealed(path: Path) -> dict[str, Any]:
 def _sealed(content: Mapping[str, Any]) -> bytes:
     sealed = {**content, SEAL: json_hash(content)}
     return (json.dumps(sealed, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def append_line(path: Path, content: Mapping[str, Any]) -> None:
+    """Appends a JSON line whose last entry is the CRC-32 of those before it, in one write."""
+    body = json.dumps(content, ensure_ascii=False)
+    line = f'{body[:-1]}, "crc": "{crc32(body.encode()):08x}"}}\n'
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        write_all(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
+def is_whole_line(line: bytes) -> bool:
+    """Whether a line is one of :func:`append_line`, with no byte changed."""
+    body, comma, crc = line.rpartition(b', "crc": "')
+    return bool(comma) and crc == b'%08x"}\n' % crc32(body + b"}")

@@ -5,6 +5,8 @@ A ``ValueError`` is something that the user can mend in the recipe or the data: 
 
 from __future__ import annotations
 
+import errno
+
 
 class SelfrewardError(Exception):
     """Ends the command with ``exit_status`` and the message; never a traceback."""
@@ -46,3 +48,10 @@ class Damaged(SelfrewardError):
     """A file of the run is not what the run wrote."""
 
     exit_status = 65
+
+
+def disk_error(error: BaseException) -> BaseException:
+    """An error of the disk by its name, whichever library met it; any other error as it is."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+        return DiskFull(f"{error}. Make room on the disk, or mend it; what was finished before is kept")
+    return error

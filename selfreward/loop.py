@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import time
 
-from selfreward import stages
+from selfreward import disk, stages
 from selfreward.config import Recipe
 from selfreward.environment import record_environment
 from selfreward.launchers import launch_training
-from selfreward.plan import Step, before, plan
+from selfreward.lock import RunLock
+from selfreward.plan import Step, inputs, plan
 from selfreward.preflight import preflight, require_engine
 from selfreward.progress import console
-from selfreward.rundir import Run
+from selfreward.rundir import Run, make_folder
 from selfreward.serving import Engines
 from selfreward.stages import Summary
+from selfreward.stages.overlap import sample_and_judge
+from selfreward.stopping import stop
 from selfreward.tracking import Trackers
 
 
 def run(recipe: Recipe) -> Run:
-    """Runs a recipe to its end; finished stages of an earlier start are kept.
+    """Runs a recipe to its end; what an earlier start finished is kept.
 
     Returns:
         The run, whose records can be read with :meth:`Run.dataset`.
@@ -27,26 +30,47 @@ def run(recipe: Recipe) -> Run:
     Raises:
         ValueError: bad data, no pairs to train on, or a loss that is not a number.
         ChildProcessError: a training in a process of its own failed.
+        SelfrewardError: the run was stopped, or its disk, engine, lock or files don't let it go on.
     """
     preflight(recipe)
     require_engine(recipe)
-    current = Run.create(recipe)
-    record_environment(current)
-    with Engines(recipe) as engines, Trackers(current) as trackers:
-        for step in plan(recipe):
-            if not current.stage(step.stage, step.iteration).done:
-                summary = perform(current, step, engines)
-                trackers.log(step.iteration, step.stage, summary)
+    with RunLock(make_folder(recipe)):
+        current = Run.create(recipe)
+        record_environment(current)
+        with Engines(current) as engines, Trackers(current) as trackers:
+            for step in plan(recipe):
+                if current.stage(step.stage, step.iteration).done:
+                    current.stage(step.stage, step.iteration).sweep()
+                    continue
+                for done, summary in perform(current, step, engines):
+                    trackers.log(done.iteration, done.stage, summary)
     return current
 
 
-def perform(run: Run, step: Step, engines: Engines) -> Summary:
-    """Performs one step, training where the recipe says so."""
+def perform(run: Run, step: Step, engines: Engines) -> list[tuple[Step, Summary]]:
+    """Performs one step, training where the recipe says so; judging by the same model goes along with sampling."""
     if step.stage == "train":
         engines.make_room()
         if launch_training(run, step.iteration):
-            return run.stage("train", step.iteration).summary
-    return perform_here(run, step, engines)
+            return [(step, run.stage("train", step.iteration).summary)]
+    judging = Step("judgements", step.iteration)
+    if step.stage == "responses" and engines.judges_itself and not run.stage("judgements", step.iteration).done:
+        return perform_together(run, step, judging, engines)
+    return [(step, perform_here(run, step, engines))]
+
+
+def perform_together(run: Run, sampling: Step, judging: Step, engines: Engines) -> list[tuple[Step, Summary]]:
+    """Performs sampling and judging as one, and commits the one before the other."""
+    _announce(run, sampling, judging)
+    run.begin(sampling)
+    run.begin(judging)
+    started = time.monotonic()
+    summaries = sample_and_judge(run, sampling.iteration, engines)
+    # The two share their time; a sum over the stages has it once.
+    seconds = (round(time.monotonic() - started, 2), 0.0)
+    for step, summary, share in zip((sampling, judging), summaries, seconds, strict=True):
+        _commit(run, step, {**summary, "seconds": share})
+    return list(zip((sampling, judging), summaries, strict=True))
 
 
 def perform_here(run: Run, step: Step, engines: Engines) -> Summary:
@@ -54,27 +78,39 @@ def perform_here(run: Run, step: Step, engines: Engines) -> Summary:
 
     Raises:
         ValueError: the step is done, one that it needs is not, or it can't be shared by several ranks.
+        Stopped: the run was asked to stop.
     """
     folder = run.stage(step.stage, step.iteration)
     if folder.done:
         raise ValueError(f"{folder.path} is finished, and a run is never overwritten")
-    unfinished = [s for s in before(run.recipe, step) if not run.stage(s.stage, s.iteration).done]
+    unfinished = [s for s in inputs(run.recipe, step) if not run.stage(s.stage, s.iteration).done]
     if unfinished:
         raise ValueError(f"{step} comes after {unfinished[0]}, which is not finished")
     if step.stage != "train" and os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError(f"{step} can't be shared by {os.environ['WORLD_SIZE']} ranks: launch train alone that way")
     first = os.environ.get("RANK", "0") == "0"
     if first:
-        console.print(f"{step}")
-        folder.begin()
+        _announce(run, step)
+        run.begin(step)
     started = time.monotonic()
     summary = stages.load(step.stage)(run, step.iteration, engines)
     summary["seconds"] = round(time.monotonic() - started, 2)
     if first:
-        folder.commit(summary)
-        run.log({"iteration": step.iteration, "stage": step.stage, **summary})
-        console.print(f"  {_words(summary)}", soft_wrap=True)
+        _commit(run, step, summary)
     return summary
+
+
+def _announce(run: Run, *steps: Step) -> None:
+    """Tells what begins. Raises Stopped if the run was asked to stop, DiskFull if there is no room."""
+    stop.check()
+    disk.require(run, steps)
+    console.print(" and ".join(map(str, steps)))
+
+
+def _commit(run: Run, step: Step, summary: Summary) -> None:
+    run.commit(step, summary)
+    run.log({"iteration": step.iteration, "stage": step.stage, **summary})
+    console.print(f"  {_words(summary)}", soft_wrap=True)
 
 
 def _words(summary: Summary) -> str:

@@ -1,4 +1,4 @@
-"""The steps of a run in their order. Names are those of arXiv 2401.10020.
+"""The steps of a run in their order, and what each reads. Names are those of arXiv 2401.10020.
 
 M0 is the base model and M1 the seed model. Iteration t samples and judges with M_t and trains M_{t+1};
 its evaluation measures M_{t+1}, so the one of iteration 0 measures M1.
@@ -44,8 +44,34 @@ def find_step(recipe: Recipe, stage: str, iteration: int) -> Step:
     return step
 
 
-def before(recipe: Recipe, step: Step) -> list[Step]:
-    """The steps whose results a step may read: nothing but an evaluation reads the evaluation of M1."""
-    steps = plan(recipe)
-    earlier = steps[: steps.index(step)]
-    return [s for s in earlier if s.stage != "evaluate" or (step.stage == "evaluate" and s.iteration == 0)]
+def makes_model(recipe: Recipe, t: int) -> Step | None:
+    """The step that makes M_t, or None where M_t is the recipe's own model."""
+    return None if t == 0 or (t == 1 and recipe.seed_data is None) else Step("train", t - 1)
+
+
+# The stages of the same iteration whose records a stage reads.
+_READS = {
+    "prompts": (),
+    "responses": ("prompts",),
+    "judgements": ("prompts", "responses"),
+    "pairs": ("prompts", "responses", "judgements"),
+    "train": ("pairs",),
+    "evaluate": (),
+}
+
+
+def reads_model(step: Step) -> int | None:
+    """The t of the M_t that a step loads, or None."""
+    if step.stage == "prompts":
+        return None
+    return step.iteration + 1 if step.stage == "evaluate" else step.iteration
+
+
+def inputs(recipe: Recipe, step: Step) -> list[Step]:
+    """The steps whose results a step reads itself, its model's training among them."""
+    found = [Step(name, step.iteration) for name in _READS[step.stage]] if step.iteration else []
+    if (t := reads_model(step)) is not None and (maker := makes_model(recipe, t)) is not None:
+        found.append(maker)
+    if step.stage == "evaluate" and step.iteration:
+        found.append(Step("evaluate", 0))
+    return found

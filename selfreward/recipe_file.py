@@ -227,3 +227,22 @@ def _key_lines(node: yaml.Node | None, prefix: Key = ()) -> Iterator[tuple[Key, 
         for place, item in enumerate(node.value):
             yield (*prefix, place), item.start_mark.line + 1
             yield from _key_lines(item, (*prefix, place))
+
+
+def edit(model: type[Model], data: dict[str, Any], overrides: Sequence[str]) -> Model:
+    """Validates settings that were read before, with ``key=value`` overrides over them.
+
+    Raises:
+        RecipeError: as :func:`read`.
+    """
+    where = Path("the stored recipe")
+    typed = _parse_overrides(overrides)
+    _absolute(model, data, Path.cwd())
+    _absolute(model, typed, Path.cwd())
+    try:
+        merged = OmegaConf.merge(OmegaConf.create(data, flags={"allow_objects": True}), typed)
+        return model.model_validate(OmegaConf.to_container(merged, resolve=True))
+    except OmegaConfBaseException as error:
+        raise RecipeError(f"{where}: {error}. Only keys of the recipe itself can be interpolated") from None
+    except ValidationError as error:
+        raise RecipeError(_explain(error, model, where, "{}", overrides)) from None

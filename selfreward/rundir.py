@@ -3,18 +3,20 @@
 ::
 
     runs/NAME/
-      resolved.json  environment.json  metrics.jsonl
+      resolved.json  environment.json  metrics.jsonl  lock  [origin.json]
       seed/{train,model,evaluate}          seed/model is M1
       iter_1/{prompts,responses,judgements,pairs,train,model,evaluate}    iter_1/model is M2
+      set_aside/1/...
 
 Each stage has a folder of its own, and its marker ``stage.json`` is written last: a stage whose marker
-is missing did not happen and starts again.
+is missing is not finished, and goes on from its journal or checkpoint.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -23,6 +25,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfreward.config import Recipe, stored_recipe
+from selfreward.durable import append_line, hash_of, json_hash, read_sealed, sync, write_bytes, write_sealed
+from selfreward.environment import versions
+from selfreward.errors import Damaged
+from selfreward.fingerprint import Change, begins_with, reads, stale
+from selfreward.journal import Journal
+from selfreward.plan import Step, inputs, makes_model
 from selfreward.records import (
     Agreement,
     Judgement,
@@ -34,13 +42,16 @@ from selfreward.records import (
     Rejection,
     Response,
     read_records,
-    write_records,
 )
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 MARKER = "stage.json"
+RECIPE, ORIGIN, METRICS, SET_ASIDE = "resolved.json", "origin.json", "metrics.jsonl", "set_aside"
+# Of a stage that was begun: what it reads, and the requests that are finished. Trainers keep checkpoints beside them.
+BEGUN, JOURNAL, CHECKPOINTS = "begun.json", "journal.jsonl", "checkpoints"
+FORMAT = 1
 RECORDS: dict[str, tuple[str, str, type[Record]]] = {
     "prompts": ("prompts", "records.jsonl", Prompt),
     "responses": ("responses", "records.jsonl", Response),
@@ -54,37 +65,130 @@ RECORDS: dict[str, tuple[str, str, type[Record]]] = {
 
 @dataclass(frozen=True)
 class StageFolder:
-    """The folder of one stage of one iteration."""
+    """The folder of one stage of one iteration; ``name`` is its path within the run."""
 
-    path: Path
+    root: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.name
 
     @property
     def done(self) -> bool:
         return (self.path / MARKER).is_file()
 
     @property
-    def summary(self) -> dict[str, Any]:
-        """The marker's content: counts, figures and seconds."""
-        content: dict[str, Any] = json.loads((self.path / MARKER).read_text(encoding="utf-8"))
+    def marker(self) -> dict[str, Any]:
+        """What was read, written and counted. Raises Damaged if a byte of it is not what the run wrote."""
+        content = read_sealed(self.path / MARKER)
+        if content["format"] > FORMAT:
+            raise ValueError(
+                f"{self.path / MARKER} has format {content['format']}, and this version of selfreward reads "
+                f"up to {FORMAT}. Update selfreward"
+            )
         return content
 
-    def begin(self) -> None:
-        """Clears what an interrupted attempt left; a training's model stands beside it."""
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Counts, figures and seconds of a finished stage."""
+        summary: dict[str, Any] = self.marker["summary"]
+        return summary
+
+    @property
+    def digest(self) -> str | None:
+        """A hash of all that a finished stage read and wrote, on which the next ones build."""
+        if not self.done:
+            return None
+        marker = self.marker
+        return json_hash([marker["reads"], marker["wrote"]])
+
+    @property
+    def begun(self) -> dict[str, Any] | None:
+        """What a stage that was begun and not finished reads, or None."""
+        path = self.path / BEGUN
+        return None if self.done or not path.is_file() else read_sealed(path)["reads"]
+
+    def begin(self, reads: Mapping[str, Any]) -> None:
+        """Makes the folder ready: with the journal and checkpoints of an attempt that read the same.
+
+        Raises:
+            ValueError: a link leads out of the run.
+        """
         assert not self.done, f"{self.path} is finished"
-        for folder in (self.path, self.path.with_name("model")) if self.path.name == "train" else (self.path,):
-            shutil.rmtree(folder, ignore_errors=True)
-        self.path.mkdir(parents=True)
+        if not self.path.resolve().is_relative_to(self.root):
+            raise ValueError(f"{self.path} leads out of the run through a link. Remove the link")
+        if self.path.is_dir() and self.begun != reads:
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        for path in self.path.iterdir():
+            if path.name not in (BEGUN, JOURNAL, CHECKPOINTS):
+                _remove(path)
+        write_sealed(self.path / BEGUN, {"reads": reads})
 
-    def write(self, name: str, records: Iterable[Record]) -> int:
-        """Writes a records file whole or not at all, and returns the number of records."""
-        temporary = self.path / f"{name}.tmp"
-        count = write_records(temporary, records)
-        _replace(temporary, self.path / name)
-        return count
+    def journal(self) -> Journal:
+        """The finished requests of this stage; use it in a ``with``."""
+        return Journal(self.path / JOURNAL)
 
-    def commit(self, summary: Mapping[str, Any]) -> None:
-        """Writes the marker: from here on the stage is done."""
-        write_json(self.path / MARKER, summary)
+    def write(self, name: str, records: Iterable[Record]) -> None:
+        """Writes a records file whole or not at all."""
+        write_bytes(self.path / name, (f"{record.to_json()}\n".encode() for record in records))
+
+    def commit(self, reads: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+        """Writes the marker, with the hash of every file: from here on the stage is done."""
+        wrote = {
+            str(path.relative_to(self.root)): {"sha256": hash_of(path), "bytes": path.stat().st_size}
+            for path in self.files()
+        }
+        content = {
+            "format": FORMAT,
+            "reads": dict(reads),
+            "wrote": wrote,
+            "versions": versions(),
+            "summary": dict(summary),
+        }
+        write_sealed(self.path / MARKER, content)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Removes what only an unfinished stage needs; a kill behind the marker may have left it."""
+        for name in (JOURNAL, BEGUN):
+            (self.path / name).unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raises Damaged if a file of a finished stage is not what the stage wrote."""
+        damaged = self.damaged()
+        if damaged:
+            raise Damaged(
+                f"{damaged[0]} of {self.root} is not what the run wrote. Bring it back from a copy, or make it anew: "
+                f"selfreward resume {self.root} --from-iteration {iteration_of(self.name)}"
+            )
+
+    def damaged(self) -> list[str]:
+        """The files of a finished stage, within the run, that are missing or have other bytes."""
+        wrote = self.marker["wrote"]
+        return [
+            n for n, file in wrote.items() if not (self.root / n).is_file() or hash_of(self.root / n) != file["sha256"]
+        ]
+
+    def files(self) -> list[Path]:
+        """All files of the stage's result; a training's model stands beside its own folder."""
+        folders = [self.path, self.path.with_name("model")] if self.path.name == "train" else [self.path]
+        passing = (self.path / BEGUN, self.path / JOURNAL)
+        return sorted(p for folder in folders for p in folder.rglob("*") if p.is_file() and p not in passing)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def iteration_of(name: str) -> int:
+    """The iteration of a folder within a run, such as ``iter_2/pairs``."""
+    folder = Path(name).parts[0]
+    return 0 if folder == "seed" else int(folder.removeprefix("iter_"))
 
 
 class Run:
@@ -102,15 +206,16 @@ class Run:
         """Opens the recipe's run folder, making it if it is not there.
 
         Raises:
-            ValueError: the folder holds a run of a different recipe.
+            ValueError: the folder is a link, or holds finished stages that this recipe would make otherwise.
         """
-        run = cls((recipe.run_dir / recipe.name).resolve(), recipe)
+        path = make_folder(recipe)
+        run = cls(path, recipe)
+        stored = path / RECIPE
         resolved = recipe.model_dump(mode="json")
-        stored = run.path / "resolved.json"
         if stored.is_file():
-            _refuse_changes(json.loads(stored.read_text(encoding="utf-8")), resolved, run.path)
-        run.path.mkdir(parents=True, exist_ok=True)
-        write_json(stored, resolved)
+            refuse_stale(run)
+        if not stored.is_file() or read_sealed(stored) != resolved:
+            write_sealed(stored, resolved)
         return run
 
     @classmethod
@@ -119,21 +224,76 @@ class Run:
 
         Raises:
             ValueError: there is no run in it.
+            Damaged: its recipe is not what the run wrote.
         """
-        stored = Path(path) / "resolved.json"
+        stored = Path(path) / RECIPE
         if not stored.is_file():
             raise ValueError(f"no run in {path}: {stored} is missing. Start one with: selfreward run RECIPE")
-        return cls(Path(path).resolve(), stored_recipe(stored))
+        return cls(Path(path).resolve(), stored_recipe(read_sealed(stored)))
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """``settled``: stages of earlier iterations belong to an earlier recipe; ``forked_from``, if it is a fork."""
+        path = self.path / ORIGIN
+        return read_sealed(path) if path.is_file() else {"settled": 0, "forked_from": None}
+
+    @property
+    def settled(self) -> int:
+        """The first iteration that the recipe holds for; 0 unless it was edited in mid-run, or the run is a fork."""
+        return int(self.origin["settled"])
 
     def stage(self, name: str, iteration: int) -> StageFolder:
         """The folder of a stage; iteration 0 is the seed."""
-        return StageFolder(self.path / (f"iter_{iteration}" if iteration else "seed") / name)
+        return StageFolder(self.path, f"{iteration_folder(iteration)}/{name}")
+
+    def begin(self, step: Step) -> None:
+        """Makes a stage's folder ready to be filled, with what an interrupted attempt finished.
+
+        An attempt under other settings is set aside.
+
+        Raises:
+            Damaged: a file that the stage is to read is not what the run wrote.
+        """
+        for before in inputs(self.recipe, step):
+            folder = self.stage(before.stage, before.iteration)
+            if folder.done:
+                folder.check()
+        folder, now = self.stage(step.stage, step.iteration), begins_with(step, reads(self, step))
+        if folder.begun not in (None, now):
+            self.set_aside([folder.name], f"{step} was begun with other settings")
+        folder.begin(now)
+
+    def commit(self, step: Step, summary: Mapping[str, Any]) -> None:
+        """Marks a stage as done, with what it read and wrote."""
+        folder = self.stage(step.stage, step.iteration)
+        begun = folder.begun
+        assert begun is not None, f"{folder.path} was not begun"
+        # The settings are those of the beginning: a file may have been edited since.
+        folder.commit({**begun, "stages": reads(self, step)["stages"]}, summary)
+
+    def set_aside(self, names: Iterable[str], reason: str) -> Path:
+        """Moves folders of the run into a numbered one, last first, so that what is left is always a whole past.
+
+        Returns:
+            The numbered folder, which has the recipe that they were made with.
+        """
+        numbers = [int(path.name) for path in (self.path / SET_ASIDE).glob("[0-9]*")]
+        aside = self.path / SET_ASIDE / str(max(numbers, default=0) + 1)
+        aside.mkdir(parents=True)
+        write_bytes(aside / RECIPE, [(self.path / RECIPE).read_bytes()])
+        for name in sorted(names, key=iteration_of, reverse=True):
+            target = aside / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self.path / name, target)
+            sync(target.parent)
+            sync((self.path / name).parent)
+        self.log({"stage": "set_aside", "folder": str(aside.relative_to(self.path)), "reason": reason})
+        return aside
 
     def model_path(self, t: int) -> str:
         """Where M_t is: M1 is the seed stage's model, or the recipe's where it has no seed data."""
-        if t == 0 or (t == 1 and self.recipe.seed_data is None):
-            return self.recipe.model.path
-        return str(self.stage("model", t - 1).path)
+        maker = makes_model(self.recipe, t)
+        return self.recipe.model.path if maker is None else str(self.stage("model", maker.iteration).path)
 
     def model_name(self, path: str) -> str:
         """A model's name in records: its folder within the run, so that records don't depend on where the run is."""
@@ -168,51 +328,56 @@ class Run:
             return Dataset.from_list([json.loads(line) for line in lines])
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Appends a line to ``metrics.jsonl``."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), **metrics}) + "\n")
+        """Appends a line to ``metrics.jsonl``, with its checksum."""
+        append_line(self.path / METRICS, {"time": round(time.time(), 3), **metrics})
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _replace(temporary, path)
+def iteration_folder(iteration: int) -> str:
+    """Where the stages of an iteration are, within the run."""
+    return f"iter_{iteration}" if iteration else "seed"
 
 
-def _replace(temporary: Path, path: Path) -> None:
-    """Renames onto ``path`` after the bytes are on the disk, so that a power cut leaves the old or the new."""
-    for target in (temporary, temporary.parent):
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if target is temporary:
-            temporary.replace(path)
+def make_folder(recipe: Recipe) -> Path:
+    """The recipe's run folder, made for its owner's eyes alone unless the recipe shares it.
+
+    Raises:
+        ValueError: it is a link, through which a run would write elsewhere.
+    """
+    path = recipe.run_dir / recipe.name
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link, and a run stays inside its folder. Remove it, or choose another name=...")
+    path.mkdir(mode=0o700 if recipe.launch.private else 0o777, parents=True, exist_ok=True)
+    return path.resolve()
 
 
-# Settings that touch no finished stage, so that a run may go on with other values.
-MAY_CHANGE = ("iterations", "run_dir", "launch", "tracking")
+def refuse_stale(run: Run) -> None:
+    """Raises ValueError if the run's recipe would make a finished stage otherwise, with the ways to go on."""
+    found = stale(run)
+    if not found:
+        return
+    changed = {change.key: change for own in found.values() for change in own}
+    first = min(step.iteration for step in found)
+    edits = " ".join(f"{c.key}={_word(c.after)}" for c in changed.values() if _is_setting(c))
+    back = " ".join(f"{c.key}={_word(c.before)}" for c in changed.values() if _is_setting(c))
+    listed = "\n  ".join(str(change) for change in changed.values())
+    stages = ", ".join(str(step) for step in found)
+    raise ValueError(
+        f"{run.path} has finished stages that this recipe would make otherwise, and a run is never overwritten.\n"
+        f"What differs:\n  {listed}\nStages it touches: {stages}\nGo on with one of:\n"
+        f"  selfreward resume {run.path} --from-iteration {first} {edits}".rstrip()
+        + f"\n      sets aside iteration {first} and what follows, and makes them anew\n"
+        f"  selfreward fork {run.path} --iteration {first} --to NAME {edits}".rstrip()
+        + "\n      makes a new run of it, which shares what is before\n"
+        f"  selfreward resume {run.path} {back if edits else '(with the old files back in place)'}".rstrip()
+        + "\n      takes the change back"
+    )
 
 
-def _refuse_changes(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
-    changes = [
-        f"{key}: {before!r} -> {after!r}"
-        for key, before, after in _differences(old, new)
-        if key.split(".")[0] not in MAY_CHANGE
-    ]
-    if changes:
-        listed = "\n  ".join(changes)
-        raise ValueError(
-            f"{path} holds a run of another recipe, and a run is never overwritten. What differs:\n  {listed}\n"
-            "Give the new run a name of its own (name=...), or take the changes back"
-        )
+def _is_setting(change: Change) -> bool:
+    return not change.is_file and not change.is_stage
 
 
-def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = [*old, *(name for name in new if name not in old)]
-        prefix = f"{key}." if key else ""
-        return [d for name in names for d in _differences(old.get(name), new.get(name), f"{prefix}{name}")]
-    return [] if old == new else [(key, old, new)]
+def _word(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    text = "null" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return shlex.quote(text)

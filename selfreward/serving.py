@@ -1,23 +1,78 @@
-"""The engines of a run: which model they serve, and when they make room."""
+"""The engines of a run: which model they serve, the proof that they do, and when they make room."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from selfreward import registry
-from selfreward.config import EngineSettings, ModelSettings, Recipe
-from selfreward.engines import Engine
+from selfreward import handover, registry
+from selfreward.config import EngineSettings, ModelSettings
+from selfreward.engines import Completion, Engine, SamplingParams
+from selfreward.errors import EngineDied
+from selfreward.progress import console
+from selfreward.records import Message
+from selfreward.rundir import Run
+
+
+class SupervisedEngine:
+    """An engine that is started again when it dies, as often as the recipe allows."""
+
+    def __init__(self, model_path: str, model: ModelSettings, settings: EngineSettings) -> None:
+        self._model, self._settings = model, settings
+        self._engine = self._start(model_path)
+        self._restarts = 0
+
+    @property
+    def model(self) -> str:
+        return self._engine.model
+
+    async def sample(
+        self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
+    ) -> list[Completion]:
+        """As :meth:`Engine.sample`. Raises EngineDied once there are no restarts left."""
+        while True:
+            engine = self._engine
+            try:
+                return await engine.sample(messages, params, seeds)
+            except EngineDied as error:
+                self._restart(engine, error)
+
+    def reload(self, model_path: str) -> None:
+        self._engine.reload(model_path)
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _start(self, model_path: str) -> Engine:
+        engine: Engine = registry.load(self._settings.name, registry.ENGINES, "engine")(
+            model_path, self._model, self._settings
+        )
+        return engine
+
+    def _restart(self, dead: Engine, error: EngineDied) -> None:
+        if dead is not self._engine:
+            return  # another coroutine has started it again
+        if self._restarts == self._settings.max_restarts:
+            raise EngineDied(
+                f"{error}. It was started again {self._restarts} times (engine.max_restarts). What was finished is "
+                "kept: find out why in the messages above, then selfreward resume"
+            ) from error
+        self._restarts += 1
+        console.print(f"  {error}; starting it again ({self._restarts} of {self._settings.max_restarts})")
+        dead.close()
+        self._engine = self._start(dead.model)
 
 
 class Engines:
     """Starts engines when they are first needed and hands them new weights where they can stay up."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
-        self._policy: Engine | None = None
-        self._judge: Engine | None = None
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._recipe = run.recipe
+        self._policy: SupervisedEngine | None = None
+        self._judge: SupervisedEngine | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -27,26 +82,35 @@ class Engines:
     ) -> None:
         self._close()
 
-    def policy(self, model_path: str) -> Engine:
-        """The engine that samples, serving the weights at ``model_path``."""
+    def policy(self, model_path: str) -> SupervisedEngine:
+        """The engine that samples, serving the weights at ``model_path``.
+
+        Raises:
+            HandoverError: it serves other weights than those that were trained.
+        """
         if self._policy is None:
             self.make_room()
-            self._policy = _start(model_path, self._recipe.model, self._recipe.engine)
+            self._policy = SupervisedEngine(model_path, self._recipe.model, self._recipe.engine)
         elif self._policy.model != model_path:
             self._policy.reload(model_path)
         return self._policy
 
-    def judge(self, model_path: str) -> Engine:
+    def judge(self, model_path: str) -> SupervisedEngine:
         """The engine that judges: the policy's own, unless the recipe names another engine or model."""
         settings = self._recipe.judge
-        if settings.engine is None and settings.model is None:
+        if self.judges_itself:
             return self.policy(model_path)
         if self._judge is None:
             model = settings.model or self._recipe.model
             if settings.model is not None:
                 self.make_room()
-            self._judge = _start(model.path, model, settings.engine or self._recipe.engine)
+            self._judge = SupervisedEngine(model.path, model, settings.engine or self._recipe.engine)
         return self._judge
+
+    @property
+    def judges_itself(self) -> bool:
+        """Whether the model that samples is the judge."""
+        return self._recipe.judge.engine is None and self._recipe.judge.model is None
 
     def make_room(self) -> None:
         """Gives memory back for training or another engine, unless the recipe or the lack of a GPU lets it be."""
@@ -61,11 +125,6 @@ class Engines:
             if engine is not None:
                 engine.close()
         self._policy = self._judge = None
-
-
-def _start(model_path: str, model: ModelSettings, settings: EngineSettings) -> Engine:
-    engine: Engine = registry.load(settings.name, registry.ENGINES, "engine")(model_path, model, settings)
-    return engine
 
 
 def has_gpu() -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
+from selfreward.fingerprint import stale
+from selfreward.lock import holder
 from selfreward.plan import plan
-from selfreward.rundir import Run
+from selfreward.rundir import SET_ASIDE, Run
 
 # Figures of the table: heading, stage and name. `evaluate` of iteration t measures M_{t+1}.
 COLUMNS = (
@@ -27,16 +30,48 @@ def status(run: Run) -> dict[str, Any]:
     """The state of a run.
 
     Returns:
-        ``name``, ``path``, ``done`` and ``iterations``: a list with, for each iteration from 0 (the seed),
-        its ``stages``, each with ``done`` and, once done, its summary.
+        ``name``, ``path``, ``done``; ``writer``: who is writing now; ``set_aside``: its folders; ``forked_from``;
+        ``iterations``: a list with, for each iteration from 0 (the seed), its ``stages``, each with ``done``, its
+        ``state`` (done, stale, begun or left), and its summary once it is done.
     """
     iterations: dict[int, dict[str, Any]] = {}
+    outdated = stale(run)
     for step in plan(run.recipe):
         folder = run.stage(step.stage, step.iteration)
         entry = iterations.setdefault(step.iteration, {"iteration": step.iteration, "stages": {}})
-        entry["stages"][step.stage] = {"done": folder.done, **(folder.summary if folder.done else {})}
-    done = all(stage["done"] for entry in iterations.values() for stage in entry["stages"].values())
-    return {"name": run.recipe.name, "path": str(run.path), "done": done, "iterations": list(iterations.values())}
+        state = "stale" if step in outdated else "done" if folder.done else "begun" if folder.begun else "left"
+        changed = {"changes": [str(change) for change in outdated[step]]} if step in outdated else {}
+        summary = folder.summary if folder.done else {}
+        entry["stages"][step.stage] = {"done": folder.done, "state": state, **changed, **summary}
+    done = all(stage["state"] == "done" for entry in iterations.values() for stage in entry["stages"].values())
+    writer = holder(run.path)
+    return {
+        "name": run.recipe.name,
+        "path": str(run.path),
+        "done": done,
+        "writer": None if writer is None else asdict(writer),
+        "set_aside": sorted(f"{SET_ASIDE}/{path.name}" for path in (run.path / SET_ASIDE).glob("[0-9]*")),
+        "forked_from": run.origin["forked_from"],
+        "iterations": list(iterations.values()),
+    }
+
+
+def lines(state: dict[str, Any]) -> list[str]:
+    """What a run is doing and has left, in words."""
+    found = []
+    if state["forked_from"]:
+        found.append("fork of {run}, from iteration {iteration} on".format(**state["forked_from"]))
+    if writer := state["writer"]:
+        found.append("running: process {pid} on {host}, since {started}".format(**writer))
+    stages = [(f"{e['iteration']}/{name}", stage) for e in state["iterations"] for name, stage in e["stages"].items()]
+    found += [f"stale: {name} {'; '.join(s['changes'])}".rstrip() for name, s in stages if s["state"] == "stale"]
+    if begun := [name for name, stage in stages if stage["state"] == "begun"]:
+        found.append(f"begun: {', '.join(begun)}")
+    if state["set_aside"]:
+        found.append(f"set aside: {', '.join(state['set_aside'])}")
+    left = [name for name, stage in stages if not stage["done"]]
+    found.append(f"left to do: {', '.join(left)}" if left else "finished")
+    return found
 
 
 def table(state: dict[str, Any]) -> Table:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from selfreward.errors import Stopped
@@ -12,10 +14,11 @@ from selfreward.progress import console
 
 
 class Stop:
-    """Whether this process was asked to stop, and by when."""
+    """Whether this process was asked to stop, and by when. ``in_flight`` counts the requests to an engine."""
 
     def __init__(self) -> None:
         self.grace = 0.0
+        self.in_flight = 0
         self._asked_at: float | None = None
 
     @property
@@ -31,6 +34,15 @@ class Stop:
         """Raises Stopped if this process was asked to stop: called before anything new begins."""
         if self.requested:
             raise Stopped("stopped as asked, with everything that was finished in the journal")
+
+    @contextmanager
+    def flight(self) -> Iterator[None]:
+        """Around a request that is worth to wait for."""
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
 
     def listen(self, grace: float) -> None:
         """From now on SIGTERM and the first Ctrl-C ask to stop; the second Ctrl-C ends at once."""

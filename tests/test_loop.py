@@ -71,12 +71,13 @@ def test_the_next_iteration_is_made_with_the_new_model(recipe_file):
         assert any(not before[name].equal(after[name]) for name in before)
 
 
-def test_a_finished_stage_is_kept_and_an_unfinished_one_starts_again(recipe_file):
+def test_a_finished_stage_is_kept_and_an_unfinished_one_is_made(recipe_file):
     first = run(recipe_file, "iterations=1")
-    marker = first.stage("responses", 1).path / "stage.json"
+    marker = first.stage("prompts", 1).path / "stage.json"
     judgements = first.stage("judgements", 1).path
     stamp, before = marker.stat().st_mtime_ns, (judgements / "records.jsonl").read_bytes()
-    (judgements / "stage.json").unlink()
+    for stage in ("judgements", "pairs", "train"):
+        (first.stage(stage, 1).path / "stage.json").unlink()
     (judgements / "records.jsonl").write_text("torn")
     second = run(recipe_file, "iterations=1")
     assert marker.stat().st_mtime_ns == stamp
@@ -93,7 +94,7 @@ def test_more_iterations_extend_a_run(recipe_file):
 
 def test_a_run_is_never_overwritten_by_another_recipe(recipe_file):
     run(recipe_file, "iterations=1")
-    with pytest.raises(ValueError, match=r"training.dpo.max_steps: 2 -> 3\nGive the new run a name"):
+    with pytest.raises(ValueError, match=r"training.dpo.max_steps: 2 -> 3\nStages it touches: iteration 1: train\n"):
         run(recipe_file, "iterations=1", "training.dpo.max_steps=3")
 
 
@@ -125,8 +126,8 @@ def test_rehearsed_judging_data_is_trained_without_a_preference(recipe_file):
     ("engine", "message"),
     [
         ("Ties", r"made no pair of 8 prompts \(8 tie\).*\nTies: raise responses.n"),
-        ("Mute", r"made no pair of 8 prompts \(8 unscored\).*\nUnscored: [^\n]*\nWhat the judge wrote.*'no idea'"),
-        ("Sham", r"made no pair of 8 prompts \(8 unscored\)"),
+        ("Mute", r"0.0% of 64 judgements have a readable score, less than judge.min_parse_rate.*\n  no_score: 'no idea'"),
+        ("Sham", r"0.0% of 64 judgements have a readable score"),
         ("Control", r"made no pair of 8 prompts \(8 control_tokens\)"),
         ("Broken", "the server is on fire. Put it out"),
     ],
@@ -134,6 +135,15 @@ def test_rehearsed_judging_data_is_trained_without_a_preference(recipe_file):
 def test_what_leaves_nothing_to_train_on_is_told(recipe_file, engine, message):
     with pytest.raises(ValueError, match=message):
         run(recipe_file, f"engine.name=scripts:{engine}")
+
+
+def test_a_low_parse_rate_may_be_accepted_and_nothing_is_asked_again(recipe_file):
+    with pytest.raises(ValueError, match="less than judge.min_parse_rate"):
+        run(recipe_file, "engine.name=scripts:Mute")
+    with pytest.raises(ValueError, match=r"made no pair of 8 prompts \(8 unscored\).*\nUnscored: [^\n]*\nWhat the judge"):
+        run(recipe_file, "engine.name=scripts:Mute", "judge.min_parse_rate=0")
+    kept = Run.open("runs/test")
+    assert (kept.stage("responses", 1).summary["resumed"], kept.stage("judgements", 1).summary["resumed"]) == (32, 64)
 
 
 def test_what_was_made_before_an_error_is_kept(recipe_file):
@@ -146,15 +156,15 @@ def test_what_was_made_before_an_error_is_kept(recipe_file):
 
 def test_a_loss_that_is_not_a_number_goes_no_further(recipe_file):
     options = ["training.dpo.learning_rate=1e30", "training.dpo.max_grad_norm=1e30", "training.dpo.max_steps=20"]
-    with pytest.raises(ValueError, match=r"the training loss became nan\. Lower the learning_rate"):
+    with pytest.raises(ValueError, match=r"the training loss became nan in step 2\. Lower the learning_rate"):
         run(recipe_file, *options, "training.dpo.logging_steps=1")
     assert not Run.open("runs/test").stage("train", 1).done
 
 
 def test_weights_that_are_not_numbers_become_no_model(recipe_file):
-    options = ["training.sft.learning_rate=1e30", "training.sft.max_grad_norm=1e30", "training.sft.logging_steps=100"]
+    options = ["training.sft.learning_rate=1e30", "training.sft.max_grad_norm=1e30", "training.sft.max_steps=1"]
     seed = ["seed_data.ift=ift.jsonl", "seed_data.eft=eft.jsonl"]
-    with pytest.raises(ValueError, match="the trained model of iteration 0 has weights that are not numbers"):
+    with pytest.raises(ValueError, match="are not numbers. Lower the learning_rate"):
         run(recipe_file, *options, *seed)
     assert not Run.open("runs/test").stage("train", 0).done
 
@@ -187,8 +197,9 @@ def test_metrics_have_every_stage_and_the_trainers_log(recipe_file):
     lines = [json.loads(line) for line in (finished.path / "metrics.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines if "seconds" in line] == [s.stage for s in plan(finished.recipe)]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]
-    packages = json.loads((finished.path / "environment.json").read_text())["packages"]
-    assert {"torch", "trl", "peft"} <= set(packages)
+    environment = json.loads((finished.path / "environment.json").read_text())
+    assert {"torch", "trl", "peft"} <= set(environment["versions"])
+    assert environment["determinism"] == "exact"
 
 
 def test_trackers_get_the_loops_figures(recipe_file):
@@ -210,7 +221,7 @@ def test_the_loop_runs_in_a_notebook_with_an_event_loop_of_its_own(recipe_file):
 
 def test_a_stage_is_a_command_of_its_own_and_keeps_the_order(recipe_file):
     current = Run.create(selfreward.load_recipe(recipe_file))
-    with selfreward.serving.Engines(current.recipe) as engines:
+    with selfreward.serving.Engines(current) as engines:
         with pytest.raises(ValueError, match="iteration 1: responses comes after iteration 1: prompts"):
             loop.perform_here(current, Step("responses", 1), engines)
         loop.perform_here(current, Step("prompts", 1), engines)

@@ -2,8 +2,9 @@
 
 import pytest
 
+from selfreward.config import ResponseSettings
 from selfreward.records import PreferencePair, Prompt, Rejection, Response
-from selfreward.selection import best_worst
+from selfreward.selection import best_worst, usable
 
 PROMPT = Prompt.make([{"role": "user", "content": "Say a number."}], "test")
 
@@ -32,7 +33,6 @@ def test_the_first_of_equals_is_taken():
         (["a", "b"], {"r0": 3.0, "r1": 3.0}, "tie"),
         (["a", "b"], {}, "unscored"),
         (["a", "b"], {"r0": 3.0}, "unscored"),
-        (["a", " "], {"r0": 3.0, "r1": 0.0}, "too_few_responses"),
         (["same words", "same  words "], {"r0": 3.0, "r1": 1.0}, "identical"),
     ],
 )
@@ -45,7 +45,11 @@ def test_an_unscored_response_is_not_the_worst():
     assert (pair.chosen_id, pair.rejected_id) == ("r2", "r0")
 
 
-@pytest.mark.parametrize(("reason", "named"), [("length", "too_few_responses"), ("prompt_too_long", "prompt_too_long")])
-def test_truncated_and_impossible_responses_take_no_part(reason, named):
-    outcome = best_worst(PROMPT, responses("a", "b", reason=reason), {"r0": 3.0, "r1": 1.0})
-    assert outcome == Rejection(PROMPT.id, named)
+def test_the_rules_of_the_recipe_drop_responses_by_name():
+    sampled = [*responses("a", " ", "a"), *responses("c", reason="length"), *responses("", reason="prompt_too_long")]
+    kept, dropped = usable(sampled, ResponseSettings(on_duplicate="drop"))
+    assert [r.text for r in kept] == ["a"]
+    assert dropped == {"empty": 1, "duplicate": 1, "truncated": 1, "prompt_too_long": 1}
+    kept, dropped = usable(sampled, ResponseSettings(on_empty="keep", on_truncated="keep"))
+    assert [r.text for r in kept] == ["a", " ", "a", "c"]
+    assert dropped == {"prompt_too_long": 1}

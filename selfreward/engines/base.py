@@ -35,11 +35,26 @@ class Completion:
 TOO_LONG = Completion("", "prompt_too_long", 0)
 
 
-class Engine(Protocol):
-    """Samples from one model at a time.
+class Sampler(Protocol):
+    """What stages and judges ask. Work is written as one coroutine a prompt; the engine batches what is in flight."""
 
-    Work is written as one coroutine a prompt; whatever is in flight is batched by the engine.
-    """
+    @property
+    def model(self) -> str:
+        """The folder or hub name of the weights."""
+
+    async def sample(
+        self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
+    ) -> list[Completion]:
+        """One completion a seed, in the order of the seeds.
+
+        A completion depends on its own seed and the messages, not on what shares the batch (exactly on a
+        CPU; on a GPU as far as the kernels allow). A prompt that leaves no room for ``max_tokens`` gives
+        completions with the finish reason ``prompt_too_long``.
+        """
+
+
+class Engine(Sampler, Protocol):
+    """A sampler that owns the model it serves."""
 
     model: str
 

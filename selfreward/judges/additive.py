@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from selfreward.config import JudgeSettings
-from selfreward.engines import Completion, Engine, SamplingParams
+from selfreward.engines import Completion, Sampler, SamplingParams
 from selfreward.records import Judgement, Message, Prompt, Response, content_id, derive_seed
 
 FIELDS = ("prompt", "response")
@@ -19,6 +19,8 @@ _NUMBER = re.compile(r"(?P<score>-?[0-9]+(\.[0-9]+)?)(\s*(/|out of)\s*(?P<best>[
 
 class AdditiveJudge:
     """Sampled votes, one point for each criterion met; the score of a response is the mean of its votes."""
+
+    pointwise = True
 
     def __init__(self, settings: JudgeSettings) -> None:
         self._settings = settings
@@ -57,11 +59,11 @@ class AdditiveJudge:
             return None, "out_of_range"
         return score, None
 
-    async def judge(self, engine: Engine, prompt: Prompt, responses: Sequence[Response], seed: int) -> list[Judgement]:
+    async def judge(self, engine: Sampler, prompt: Prompt, responses: Sequence[Response], seed: int) -> list[Judgement]:
         votes = await asyncio.gather(*(self._votes(engine, prompt, response, seed) for response in responses))
         return [judgement for of_response in votes for judgement in of_response]
 
-    async def _votes(self, engine: Engine, prompt: Prompt, response: Response, seed: int) -> list[Judgement]:
+    async def _votes(self, engine: Sampler, prompt: Prompt, response: Response, seed: int) -> list[Judgement]:
         seeds = [derive_seed(seed, response.id, vote) for vote in range(self._settings.votes)]
         completions = await engine.sample(self.messages(prompt.text, response.text), self._params, seeds)
         return [

@@ -7,12 +7,17 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from selfreward.config import JudgeSettings
-from selfreward.engines import Engine
+from selfreward.engines import Sampler
 from selfreward.records import Judgement, Message, Prompt, Response
 
 
 class Judge(Protocol):
-    """Scores the responses to one prompt; a plain coroutine over an engine."""
+    """Scores the responses to one prompt; a plain coroutine over an engine.
+
+    ``pointwise``: each response is judged by itself, so that judging can begin while others are still sampled.
+    """
+
+    pointwise: bool
 
     def __init__(self, settings: JudgeSettings) -> None:
         """Reads its part of the recipe.
@@ -27,7 +32,7 @@ class Judge(Protocol):
     def parse(self, text: str) -> tuple[float | None, str | None]:
         """(score, None) or (None, name of the error), from the judge's own text alone."""
 
-    async def judge(self, engine: Engine, prompt: Prompt, responses: Sequence[Response], seed: int) -> list[Judgement]:
+    async def judge(self, engine: Sampler, prompt: Prompt, responses: Sequence[Response], seed: int) -> list[Judgement]:
         """All judgements of the responses to one prompt.
 
         Args:

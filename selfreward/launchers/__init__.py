@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
+from selfreward.errors import SelfrewardError
+from selfreward.lock import part_of
 from selfreward.rundir import Run
 from selfreward.serving import has_gpu
+from selfreward.stopping import stop
+
+LOOK = 0.2  # seconds between two looks at the child
 
 
 def launch_training(run: Run, iteration: int) -> bool:
@@ -16,17 +24,54 @@ def launch_training(run: Run, iteration: int) -> bool:
 
     Raises:
         ChildProcessError: the child failed.
+        SelfrewardError: the child was stopped, or ended for a reason that has a name.
     """
     command = training_command(run, iteration)
     if command is None:
         return False
-    # The child's words belong to the messages (2), as standard output is the caller's.
-    result = subprocess.run(command, stdout=2, check=False)
-    if result.returncode or not run.stage("train", iteration).done:
-        raise ChildProcessError(
-            f"training of iteration {iteration} ended with exit code {result.returncode}; its messages stand above. "
-            f"To see it alone: {' '.join(command)}"
-        )
+    # The child's words belong to the messages (2), as standard output is the caller's. A group of its own lets
+    # every process of a launcher be asked to stop, and be ended.
+    child = subprocess.Popen(command, stdout=2, env={**os.environ, **part_of(run.path)}, process_group=0)
+    try:
+        _wait(child)
+    finally:
+        _signal(child, signal.SIGKILL)
+        child.wait()
+    if run.stage("train", iteration).done:
+        return True
+    stop.check()
+    for kind in SelfrewardError.__subclasses__():
+        if kind.exit_status == child.returncode:
+            raise kind(f"training of iteration {iteration} ended; its messages stand above")
+    raise ChildProcessError(
+        f"training of iteration {iteration} ended with exit code {child.returncode}; its messages stand above. "
+        f"To see it alone: {' '.join(command)}"
+    )
+
+
+def _wait(child: subprocess.Popen[bytes]) -> None:
+    """Until the child and all that it started have ended, or the grace period is over."""
+    asked = False
+    while _alive(child) and not stop.overdue:
+        if stop.requested and not asked:
+            asked = True
+            _signal(child, signal.SIGTERM)
+        time.sleep(LOOK)
+
+
+def _alive(child: subprocess.Popen[bytes]) -> bool:
+    """Whether the child runs; once asked to stop, whether anything of its group does: a launcher may end first."""
+    if child.poll() is None:
+        return True
+    return stop.requested and _signal(child, 0)
+
+
+def _signal(child: subprocess.Popen[bytes], number: int) -> bool:
+    """Signals the child's whole group, and returns whether there is one."""
+    try:
+        os.killpg(child.pid, number)
+    except ProcessLookupError:
+        return False
     return True
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from selfreward import registry
-from selfreward.engines import Completion, Engine, SamplingParams
+from selfreward.engines import Completion, Sampler, SamplingParams
 from selfreward.evaluation.agreement import agreement
 from selfreward.evaluation.responses import gain, summarize
+from selfreward.journal import Journal, JournaledEngine
 from selfreward.judges import Judge, mean_scores
 from selfreward.judges.load import load_judge
 from selfreward.prompts.dataset import Graded, read_graded, read_held_out
@@ -24,27 +25,33 @@ Scorer = Callable[[str, str], float]
 
 def stage(run: Run, iteration: int, engines: Engines) -> Summary:
     """Writes measurements of responses and of judging, as far as the recipe names held-out data."""
+    with run.stage("evaluate", iteration).journal() as journal:
+        return {"model": f"M{iteration + 1}"} | _evaluate(run, iteration, engines, journal)
+
+
+def _evaluate(run: Run, iteration: int, engines: Engines, journal: Journal) -> Summary:
     settings = run.recipe.evaluation
     model = run.model_path(iteration + 1)
-    summary: Summary = {"model": f"M{iteration + 1}"}
+    summary: Summary = {}
     if settings.prompts is not None:
         prompts = read_held_out(run.recipe)
-        measurements = _measure(run, engines.policy(model), prompts)
+        measurements = _measure(run, JournaledEngine(engines.policy(model), journal, "policy"), prompts)
         run.stage("evaluate", iteration).write("records.jsonl", measurements)
         summary |= summarize(measurements, settings.pass_score)
         if iteration:
             before = run.records("measurements", 0, Measurement)
             summary |= gain(before, measurements, run.recipe.seed) or {}
         if settings.scorer is None:
-            summary |= _own_score(run, engines.judge(model), prompts, measurements)
+            judge = JournaledEngine(engines.judge(model), journal, "judge")
+            summary |= _own_score(run, judge, prompts, measurements)
     if settings.judging is not None:
-        agreements = _agree(run, engines.judge(model), settings.judging)
+        agreements = _agree(run, JournaledEngine(engines.judge(model), journal, "judge"), settings.judging)
         run.stage("evaluate", iteration).write("agreement.jsonl", agreements)
         summary |= agreement(agreements, run.recipe.judge.max_score)
     return summary
 
 
-def _measure(run: Run, engine: Engine, prompts: Sequence[Prompt]) -> list[Measurement]:
+def _measure(run: Run, engine: Sampler, prompts: Sequence[Prompt]) -> list[Measurement]:
     """Sampled as for training and once greedily, with the same seeds for every model."""
     settings = run.recipe.evaluation
     score: Scorer | None = registry.load(settings.scorer, {}, "scorer") if settings.scorer else None
@@ -59,7 +66,7 @@ def _measure(run: Run, engine: Engine, prompts: Sequence[Prompt]) -> list[Measur
         ks: list[int | None] = [*range(settings.n), None]
         return [_measurement(prompt, k, c, score) for k, c in zip(ks, [*many, *single], strict=True)]
 
-    return gather("held-out responses", prompts, one, lambda m: m.num_tokens)[0]
+    return gather("held-out responses", prompts, one, lambda m: m.num_tokens, _limit(run))[0]
 
 
 def _measurement(prompt: Prompt, k: int | None, completion: Completion, score: Scorer | None) -> Measurement:
@@ -68,7 +75,7 @@ def _measurement(prompt: Prompt, k: int | None, completion: Completion, score: S
 
 
 def _own_score(
-    run: Run, engine: Engine, prompts: Sequence[Prompt], measurements: Sequence[Measurement]
+    run: Run, engine: Sampler, prompts: Sequence[Prompt], measurements: Sequence[Measurement]
 ) -> dict[str, float | None]:
     """The judge's mean score of the greedy responses: without a scorer, all there is, and no outside view."""
     judge = load_judge(run.recipe)
@@ -77,12 +84,12 @@ def _own_score(
     async def one(prompt: Prompt) -> list[Judgement]:
         return await _votes(run, judge, engine, prompt, greedy[prompt.id])
 
-    votes, _ = gather("held-out judgements", prompts, one, lambda vote: vote.num_tokens)
+    votes, _ = gather("held-out judgements", prompts, one, lambda vote: vote.num_tokens, _limit(run))
     scores = mean_scores(votes)
     return {"own_score": sum(scores.values()) / len(scores) if scores else None}
 
 
-def _agree(run: Run, engine: Engine, path: Path) -> list[Agreement]:
+def _agree(run: Run, engine: Sampler, path: Path) -> list[Agreement]:
     """The judge's mean score of each held-out graded response beside the label in its judgement."""
     judge = load_judge(run.recipe)
     graded = read_graded(path)
@@ -97,11 +104,16 @@ def _agree(run: Run, engine: Engine, path: Path) -> list[Agreement]:
         record = Agreement(example.prompt, example.response, label, scores[0] if scores else None, errors)
         return [(record, sum(vote.num_tokens for vote in votes))]
 
-    pairs, _ = gather("held-out judgements", list(zip(graded, labels, strict=True)), one, lambda pair: pair[1])
+    items = list(zip(graded, labels, strict=True))
+    pairs, _ = gather("held-out judgements", items, one, lambda pair: pair[1], _limit(run))
     return [record for record, _ in pairs]
 
 
-async def _votes(run: Run, judge: Judge, engine: Engine, prompt: Prompt, text: str) -> list[Judgement]:
+def _limit(run: Run) -> int:
+    return run.recipe.engine.max_in_flight
+
+
+async def _votes(run: Run, judge: Judge, engine: Sampler, prompt: Prompt, text: str) -> list[Judgement]:
     """The judgements of one held-out response, with the same seeds for every model."""
     identity = content_id("held-out", prompt.id, text)
     response = Response(identity, prompt.id, 0, text, "stop", 0, 0, "")

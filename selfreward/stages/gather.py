@@ -1,4 +1,4 @@
-"""One coroutine an item, all in flight at once: the engine does the batching."""
+"""One coroutine an item, a bounded number of them in flight: the engine does the batching."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from selfreward.progress import Counter, track
+from selfreward.stopping import stop
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# Seconds between two looks at whether the run was asked to stop.
+LOOK = 0.2
 
 
 def gather(
@@ -18,6 +21,7 @@ def gather(
     items: Sequence[Item],
     work: Callable[[Item], Coroutine[Any, Any, list[Result]]],
     tokens: Callable[[Result], int],
+    limit: int,
 ) -> tuple[list[Result], float]:
     """Runs ``work`` on every item, showing progress.
 
@@ -26,31 +30,50 @@ def gather(
         items: what to work on.
         work: gives the results of one item.
         tokens: how many tokens were generated for a result.
+        limit: items that are worked on at once.
 
     Returns:
-        All results in the order of the items, and the generated tokens per second.
+        All results in the order of the items, and the seconds that it took.
+
+    Raises:
+        Stopped: the run was asked to stop; the requests in flight have finished, or their grace period is over.
     """
-
-    async def tracked(item: Item, counter: Counter) -> list[Result]:
-        results = await work(item)
-        counter.advance(sum(map(tokens, results)))
-        return results
-
-    async def everything(counter: Counter) -> list[list[Result]]:
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(tracked(item, counter)) for item in items]
-        except ExceptionGroup as errors:
-            # One error stops all the others; it is the one to tell.
-            raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
-
     with track(name, len(items)) as counter:
-        results = _run(everything(counter))
-        return [result for of_item in results for result in of_item], counter.tokens / counter.seconds
+        results = run_coroutine(_everything(items, work, tokens, limit, counter))
+        return [result for of_item in results for result in of_item], counter.seconds
 
 
-def _run(work: Coroutine[Any, Any, Result]) -> Result:
+async def _everything(
+    items: Sequence[Item],
+    work: Callable[[Item], Coroutine[Any, Any, list[Result]]],
+    tokens: Callable[[Result], int],
+    limit: int,
+    counter: Counter,
+) -> list[list[Result]]:
+    results: list[list[Result]] = [[] for _ in items]
+    queue = iter(range(len(items)))
+
+    async def worker() -> None:
+        for place in queue:
+            results[place] = await work(items[place])
+            counter.advance(sum(map(tokens, results[place])))
+
+    pending = {asyncio.create_task(worker()) for _ in range(min(limit, len(items)))}
+    try:
+        while pending:
+            done, pending = await asyncio.wait(pending, timeout=LOOK, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()  # one error stops all the others
+            if stop.requested and (stop.overdue or not stop.in_flight) and pending:
+                stop.check()
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+    return results
+
+
+def run_coroutine(work: Coroutine[Any, Any, Result]) -> Result:
     """``asyncio.run``, also from a notebook, whose own loop runs in this thread already."""
     try:
         asyncio.get_running_loop()

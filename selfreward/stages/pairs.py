@@ -10,8 +10,11 @@ from selfreward.chat import ChatEncoder, fits, load_tokenizer
 from selfreward.judges import mean_scores
 from selfreward.records import Judgement, Message, PreferencePair, Prompt, Rejection, Response, by_prompt
 from selfreward.rundir import Run
+from selfreward.selection import usable
 from selfreward.serving import Engines
 from selfreward.stages import Summary
+
+Outcome = list[PreferencePair] | Rejection
 
 
 def stage(run: Run, iteration: int, engines: Engines) -> Summary:
@@ -28,7 +31,17 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
     chat = ChatEncoder(load_tokenizer(run.model_path(iteration), run.recipe.model))
 
     options = run.recipe.training.dpo
-    outcomes = [_trainable(select(prompt, responses[prompt.id], scores), chat, options) for prompt in prompts]
+    dropped: Counter[str] = Counter()
+
+    def outcome(prompt: Prompt) -> Outcome:
+        whole, by_rule = usable(responses[prompt.id], run.recipe.responses)
+        dropped.update(by_rule)
+        if len(whole) < 2:
+            impossible = by_rule["prompt_too_long"] == len(responses[prompt.id])
+            return Rejection(prompt.id, "prompt_too_long" if impossible else "too_few_responses")
+        return _trainable(select(prompt, whole, scores), chat, options)
+
+    outcomes = [outcome(prompt) for prompt in prompts]
     pairs = [pair for outcome in outcomes if isinstance(outcome, list) for pair in outcome]
     rejections = [outcome for outcome in outcomes if isinstance(outcome, Rejection)]
     reasons = Counter(rejection.reason for rejection in rejections)
@@ -45,13 +58,12 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
         "prompts_paired": paired,
         "prompts_rejected": len(rejections),
         **{f"rejected_{reason}": count for reason, count in sorted(reasons.items())},
+        **{f"dropped_{rule}": count for rule, count in sorted(dropped.items())},
         "mean_margin": sum(pair.score_chosen - pair.score_rejected for pair in pairs) / len(pairs),
     }
 
 
-def _trainable(
-    outcome: list[PreferencePair] | Rejection, chat: ChatEncoder, options: dict[str, Any]
-) -> list[PreferencePair] | Rejection:
+def _trainable(outcome: Outcome, chat: ChatEncoder, options: dict[str, Any]) -> Outcome:
     """Rejects pairs that TRL would train differently from what they are.
 
     Its tokenizer takes the text of a control token for a real one, and it cuts what is longer than ``max_length``.

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
-from transformers.integrations import unset_hf_deepspeed_config
+from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback, TrainerState
+from transformers.integrations import TensorBoardCallback, unset_hf_deepspeed_config
+from transformers.trainer_pt_utils import get_model_param_count
 
 from selfreward.chat import load_tokenizer, model_errors
+from selfreward.durable import sync, sync_tree
+from selfreward.handover import LogProbs, Probes, require_merged
 from selfreward.progress import track
 from selfreward.records import derive_seed
 from selfreward.rundir import Run
 from selfreward.serving import has_gpu
+from selfreward.training.checkpoints import Checkpoints
+from selfreward.training.files import discard, mark, require_room
+from selfreward.training.finite import LOWER
+from selfreward.training.probes import log_probs
 
-LOWER = "Lower the learning_rate, or set max_grad_norm"
-FIGURES = ("train_loss", "rewards/accuracies", "rewards/margins")
+FIGURES = ("rewards/accuracies", "rewards/margins")
 
 if TYPE_CHECKING:
-    from transformers import (
-        PreTrainedModel,
-        PreTrainedTokenizerBase,
-        Trainer,
-        TrainerControl,
-        TrainerState,
-        TrainingArguments,
-    )
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerControl, TrainingArguments
 
 
 def load_model(path: str, run: Run, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -45,11 +45,17 @@ def load_model(path: str, run: Run, dtype: torch.dtype | None = None) -> PreTrai
     return model
 
 
-def load_alone(path: str, run: Run) -> PreTrainedModel:
-    """A model in float32 for this one process, after a training that several shared."""
-    # Under ZeRO-3 transformers would otherwise split it over all of them, who load nothing.
+def load_alone(path: str | Path, run: Run, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """A model for this one process, which computes in float32 with weights as they are in ``dtype``."""
+    # Under ZeRO-3 transformers would otherwise split it over all ranks, who load nothing.
     unset_hf_deepspeed_config()
-    return load_model(path, run, torch.float32)
+    model: PreTrainedModel = load_model(str(path), run, dtype).float()
+    return model
+
+
+def checkpoints_folder(run: Run, iteration: int) -> Path:
+    """Where a training keeps what it would resume from, until its stage is done."""
+    return run.stage("train", iteration).path / "checkpoints"
 
 
 def trainer_options(run: Run, iteration: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -58,13 +64,14 @@ def trainer_options(run: Run, iteration: int, options: dict[str, Any]) -> dict[s
     return {
         "bf16": dtype == "bfloat16",
         "fp16": dtype == "float16",
-        "save_strategy": "no",
+        "save_steps": 0.1,
         "logging_steps": 5,
         "disable_tqdm": True,
         "use_cpu": not has_gpu(),
         "dataloader_pin_memory": has_gpu(),
         **options,
-        "output_dir": str(run.stage("train", iteration).path),
+        "output_dir": str(checkpoints_folder(run, iteration)),
+        "save_strategy": "steps",
         "run_name": f"{run.recipe.name}-{iteration}",
         "report_to": run.recipe.tracking.report_to or "none",
         "seed": derive_seed(run.recipe.seed, iteration, "train") % 2**31,
@@ -83,15 +90,44 @@ def with_defaults(defaults: dict[str, Any], options: dict[str, Any]) -> dict[str
 def save_model(model: PreTrainedModel, run: Run, source: str, iteration: int) -> None:
     """Writes a model in the recipe's dtype, as safetensors, with the tokenizer and chat template it is served with.
 
+    It gets its name once all of it is on the disk.
+
     Raises:
         ValueError: a weight that is not a finite number.
+        DiskFull: the disk has no room for it.
     """
     if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
         raise ValueError(f"the trained model of iteration {iteration} has weights that are not numbers. {LOWER}")
-    out = run.stage("model", iteration).path
-    model.to(getattr(torch, run.recipe.model.dtype)).save_pretrained(out)
+    path = run.stage("model", iteration).path
+    temporary = path.with_name("model.tmp")
+    discard(temporary)
+    model.to(getattr(torch, run.recipe.model.dtype))
+    require_room(path, sum(weight.nbytes for weight in model.parameters()), f"the model of iteration {iteration}")
+    model.save_pretrained(temporary)
     tokenizer: PreTrainedTokenizerBase = load_tokenizer(source, run.recipe.model)
-    tokenizer.save_pretrained(out)
+    tokenizer.save_pretrained(temporary)
+    sync_tree(temporary)
+    discard(path)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def prove(run: Run, iteration: int, ids: list[list[int]], previous: LogProbs, policy: LogProbs) -> dict[str, float]:
+    """Reads the saved model back, compares it with the policy and leaves the probes in ``train/probes.json``.
+
+    Raises:
+        HandoverError: it is not the trained policy, or training changed nothing.
+    """
+    merged = log_probs(load_alone(run.stage("model", iteration).path, run), ids)
+    probes = Probes(run.recipe.model.dtype, ids, previous, policy, merged)
+    require_merged(probes)
+    probes.write(run.stage("train", iteration).path / "probes.json")
+    return {"merge_difference": probes.merge_difference, "merge_share": probes.merge_share}
+
+
+def first_rank() -> bool:
+    """Whether this process is the one that writes, also where no trainer has joined the ranks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Watch(TrainerCallback):
@@ -111,7 +147,7 @@ class Watch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            self._counter = self._open.enter_context(track("training steps", state.max_steps))
+            self._counter = self._open.enter_context(track("training steps", state.max_steps - state.global_step))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -125,26 +161,75 @@ class Watch(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if state.is_world_process_zero and logs:
+        if logs and not args.fp16 and not isfinite(logs.get("grad_norm", 0.0)):
+            # In float16 the loss is scaled up, and such a step is skipped.
+            raise ValueError(f"the gradient became {logs['grad_norm']} in step {state.global_step}. {LOWER}")
+        if logs and state.is_world_process_zero:
+            if "train_loss" in logs:
+                # Upstream's holds the steps since the last resume alone.
+                logs["train_loss"] = mean_loss(state)
             self._run.log({"iteration": self._iteration, "stage": "train", "step": state.global_step, **logs})
 
 
 def train(trainer: Trainer, run: Run, iteration: int) -> dict[str, Any]:
-    """Trains, and returns the number of steps and the last figures.
+    """Trains, from the last whole checkpoint on, and returns the number of steps and the last figures.
 
     Raises:
-        ValueError: a loss that is not a number; such a model goes no further.
+        ValueError: a loss or gradient that is not a number; such a model goes no further.
+        Stopped: the process was asked to stop; a checkpoint of the step is on the disk.
+        DiskFull: the disk has no room for a checkpoint.
     """
     trainer.remove_callback(PrinterCallback)
-    watch = Watch(run, iteration)
-    trainer.add_callback(watch)
+    checkpoints, watch = Checkpoints(trainer), Watch(run, iteration)
+    for callback in (checkpoints, watch):
+        trainer.add_callback(callback)
+    _keep_event_files(trainer, run.stage("train", iteration).path)
+    newest = checkpoints.newest()
+    if newest is not None:
+        state = TrainerState.load_from_json(str(newest / "trainer_state.json"))
+        # Upstream has made numbers of steps out of shares, and would warn of a difference.
+        trainer.args.save_steps, trainer.args.logging_steps = state.save_steps, state.logging_steps
+        if trainer.is_world_process_zero():
+            run.log({"iteration": iteration, "stage": "train", "resumed_from_step": state.global_step})
     with watch:
-        trainer.train()
+        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    checkpoints.require_end()
     history = trainer.state.log_history
-    broken = [entry["loss"] for entry in history if not isfinite(float(entry.get("loss", 0.0)))]
-    if broken:
-        raise ValueError(
-            f"the training loss became {broken[0]}. {LOWER}; all losses are in {run.path / 'metrics.jsonl'}"
-        )
     figures = {name: float(entry[name]) for entry in history for name in FIGURES if name in entry}
-    return {"steps": trainer.state.global_step, **figures}
+    return {"steps": trainer.state.global_step, "train_loss": mean_loss(trainer.state), **figures}
+
+
+def keep_trained(trainer: Trainer, run: Run, iteration: int, summary: dict[str, Any]) -> None:
+    """Saves what was trained in ``checkpoints/trained``, with the summary: what is left to do needs no trainer.
+
+    Every rank takes part, as under FSDP and ZeRO-3 each has a share of the weights.
+
+    Raises:
+        DiskFull: the disk has no room for it.
+    """
+    folder = checkpoints_folder(run, iteration)
+    if trainer.is_world_process_zero():
+        # Trained weights are float32.
+        require_room(folder, 4 * get_model_param_count(trainer.model, trainable_only=True), "what was trained")
+    trainer.save_model(str(folder / "trained"))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        mark(folder / "trained", summary)
+        for checkpoint in folder.glob("checkpoint-*"):
+            discard(checkpoint)
+
+
+def mean_loss(state: TrainerState) -> float:
+    """The mean over all steps, of which each entry of the log holds those since the one before it."""
+    total = last = 0.0
+    for entry in state.log_history:
+        if "loss" in entry:
+            total, last = total + float(entry["loss"]) * (entry["step"] - last), entry["step"]
+    return total / last
+
+
+def _keep_event_files(trainer: Trainer, folder: Path) -> None:
+    """TensorBoard's files would go with the checkpoints, which are removed."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(folder / "runs")

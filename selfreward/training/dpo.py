@@ -6,18 +6,35 @@ There is no ``ref_model``: the policy with its adapter off *is* M_t, the referen
 from __future__ import annotations
 
 import random
+import shutil
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig
 
 from selfreward.chat import load_tokenizer
+from selfreward.durable import sync_tree
 from selfreward.judges.load import load_judge
 from selfreward.prompts.dataset import read_graded
 from selfreward.records import PreferencePair, derive_seed
 from selfreward.rundir import Run
-from selfreward.training.common import load_alone, load_model, save_model, train, trainer_options, with_defaults
+from selfreward.training.common import (
+    checkpoints_folder,
+    first_rank,
+    keep_trained,
+    load_alone,
+    load_model,
+    prove,
+    save_model,
+    train,
+    trainer_options,
+    with_defaults,
+)
+from selfreward.training.files import discard, marked
+from selfreward.training.finite import FiniteDPOTrainer
+from selfreward.training.probes import NUM_TEXTS, log_probs, probe_ids
 
 # Section 3.1.2: batch 16, cosine from 1e-6 to 1e-7, beta 0.1.
 DEFAULTS: dict[str, Any] = {
@@ -33,26 +50,38 @@ LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "a
 def train_iteration(run: Run, iteration: int) -> dict[str, Any]:
     """Trains on the iteration's pairs, keeps the adapter in ``train/adapter`` and writes M_{t+1} to ``model``.
 
+    An interrupted training goes on from its last checkpoint, an interrupted merge from the adapter.
+
     Raises:
-        ValueError: a loss or a merged weight that is not a number.
+        ValueError: a loss or a weight that is not a number.
+        Stopped: the process was asked to stop before the last step.
+        DiskFull: the disk has no room for a checkpoint or the model.
+        HandoverError: the merged model is not the trained policy.
     """
+    folder = checkpoints_folder(run, iteration)
+    summary = marked(folder / "trained") or train_adapter(run, iteration)
+    if first_rank():
+        summary |= merge(run, iteration, folder / "trained")
+        _keep_adapter(folder / "trained", folder.with_name("adapter"))
+        discard(folder)
+    return summary
+
+
+def train_adapter(run: Run, iteration: int) -> dict[str, Any]:
+    """Leaves the adapter in ``train/checkpoints/trained``, marked with the summary, which is returned."""
     source = run.model_path(iteration)
     settings = run.recipe.training
     rows = preference_rows(run, iteration)
-    trainer = DPOTrainer(
+    trainer = FiniteDPOTrainer(
         model=load_model(source, run),
         args=DPOConfig(**trainer_options(run, iteration, with_defaults(DEFAULTS, settings.dpo))),
         train_dataset=Dataset.from_list(rows),
         processing_class=load_tokenizer(source, run.recipe.model),
         peft_config=LoraConfig(**{**LORA_DEFAULTS, **settings.lora}, task_type="CAUSAL_LM"),
     )
-    summary = train(trainer, run, iteration)
-    adapter = str(run.stage("train", iteration).path / "adapter")
-    trainer.save_model(adapter)
-    trainer.accelerator.wait_for_everyone()
-    if trainer.is_world_process_zero():
-        merge(run, source, adapter, iteration)
-    return {"examples": len(rows), **summary}
+    summary = {"examples": len(rows), **train(trainer, run, iteration)}
+    keep_trained(trainer, run, iteration, summary)
+    return summary
 
 
 def preference_rows(run: Run, iteration: int) -> list[dict[str, Any]]:
@@ -79,11 +108,26 @@ def preference_rows(run: Run, iteration: int) -> list[dict[str, Any]]:
     return rows
 
 
-def merge(run: Run, source: str, adapter: str, iteration: int) -> None:
+def merge(run: Run, iteration: int, adapter: Path) -> dict[str, float]:
     """Adds the adapter to M_t in float32, where the sum is exact enough, and casts once to the recipe's dtype.
 
     Merging in bfloat16 itself shifts the loss (peft#1388).
     """
-    base = load_alone(source, run)
-    merged = PeftModel.from_pretrained(base, adapter, torch_device="cpu").merge_and_unload(safe_merge=True)
-    save_model(merged, run, source, iteration)
+    source = run.model_path(iteration)
+    rows = preference_rows(run, iteration)[: NUM_TEXTS // 2]
+    conversations = [[*row["prompt"], *row[side]] for row in rows for side in ("chosen", "rejected")]
+    ids = probe_ids(load_tokenizer(source, run.recipe.model), conversations, run.recipe.engine.vllm)
+    policy = PeftModel.from_pretrained(load_alone(source, run), str(adapter), torch_device="cpu")
+    trained = log_probs(policy, ids)
+    with policy.disable_adapter():
+        previous = log_probs(policy, ids)
+    save_model(policy.merge_and_unload(safe_merge=True), run, source, iteration)
+    return prove(run, iteration, ids, previous, trained)
+
+
+def _keep_adapter(trained: Path, adapter: Path) -> None:
+    """Copies the weights and their settings; upstream also writes a tokenizer, a card and a pickle of arguments."""
+    adapter.mkdir(exist_ok=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(trained / name, adapter / name)
+    sync_tree(adapter)

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from selfreward.chat import fits, load_tokenizer
 from selfreward.judges.load import load_judge
 from selfreward.prompts.dataset import read_demonstrations, read_graded
 from selfreward.rundir import Run
-from selfreward.training.common import load_alone, load_model, save_model, train, trainer_options, with_defaults
+from selfreward.training.common import (
+    checkpoints_folder,
+    first_rank,
+    keep_trained,
+    load_alone,
+    load_model,
+    prove,
+    save_model,
+    train,
+    trainer_options,
+    with_defaults,
+)
+from selfreward.training.files import discard, marked
+from selfreward.training.finite import FiniteSFTTrainer
+from selfreward.training.probes import log_probs, probe_ids
 
 # Section 3.1.2: batch 16, cosine from 5.5e-6 to 1.1e-6, loss on the target tokens only.
 DEFAULTS: dict[str, Any] = {
@@ -27,9 +41,24 @@ DEFAULTS: dict[str, Any] = {
 def train_seed(run: Run) -> dict[str, Any]:
     """Trains M1 from M0 on the recipe's IFT and EFT data and writes it to ``seed/model``.
 
+    An interrupted training goes on from its last checkpoint, an interrupted save from the trained weights.
+
     Raises:
-        ValueError: bad lines in the data, or a loss that is not a number.
+        ValueError: bad lines in the data, or a loss or a weight that is not a number.
+        Stopped: the process was asked to stop before the last step.
+        DiskFull: the disk has no room for a checkpoint or the model.
+        HandoverError: the saved model is not the trained one.
     """
+    folder = checkpoints_folder(run, 0)
+    summary = marked(folder / "trained") or train_weights(run)
+    if first_rank():
+        summary |= save_seed(run, folder / "trained")
+        discard(folder)
+    return summary
+
+
+def train_weights(run: Run) -> dict[str, Any]:
+    """Leaves the weights in float32 in ``train/checkpoints/trained``, marked with the summary, which is returned."""
     source = run.model_path(0)
     options = with_defaults(DEFAULTS, run.recipe.training.sft)
     tokenizer = load_tokenizer(source, run.recipe.model)
@@ -37,22 +66,27 @@ def train_seed(run: Run) -> dict[str, Any]:
     rows = [row for row in every if fits(tokenizer, [*row["prompt"], *row["completion"]], options)]
     if not rows:
         raise ValueError(f"none of {len(every)} examples of seed_data fits: raise training.sft.max_length")
-    trainer = SFTTrainer(
+    trainer = FiniteSFTTrainer(
         # In bfloat16 most steps of this size are lost in rounding: master weights are float32, computing is not.
         model=load_model(source, run, torch.float32),
         args=SFTConfig(**trainer_options(run, 0, options)),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
-    summary = train(trainer, run, 0)
-    # Every rank takes part in saving, as under FSDP and ZeRO-3 each has a share of the weights.
-    trained = run.stage("train", 0).path / "trained"
-    trainer.save_model(str(trained))
-    trainer.accelerator.wait_for_everyone()
-    if trainer.is_world_process_zero():
-        save_model(load_alone(str(trained), run), run, source, 0)
-        shutil.rmtree(trained)
-    return {"examples": len(rows), "too_long": len(every) - len(rows), **summary}
+    summary = {"examples": len(rows), "too_long": len(every) - len(rows), **train(trainer, run, 0)}
+    keep_trained(trainer, run, 0, summary)
+    return summary
+
+
+def save_seed(run: Run, trained: Path) -> dict[str, float]:
+    """Casts the trained weights to the recipe's dtype and writes M1."""
+    source = run.model_path(0)
+    conversations = [[*row["prompt"], *row["completion"]] for row in seed_rows(run)]
+    ids = probe_ids(load_tokenizer(source, run.recipe.model), conversations, run.recipe.engine.vllm)
+    model = load_alone(trained, run, torch.float32)
+    policy = log_probs(model, ids)
+    save_model(model, run, source, 0)
+    return prove(run, 0, ids, log_probs(load_alone(source, run), ids), policy)
 
 
 def seed_rows(run: Run) -> list[dict[str, Any]]:

@@ -1,0 +1,211 @@
+"""What decides a stage's result: its settings, the bytes of its files and weights, the stages it reads. No torch.
+
+A finished stage keeps this in its marker. A recipe that differs in it would have made something else of that
+stage, and of every stage that reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from selfreward.config import ModelSettings, Recipe
+from selfreward.durable import hash_of, json_hash
+from selfreward.plan import Step, inputs, makes_model, plan, reads_model
+from selfreward.recipe_file import submodel
+
+if TYPE_CHECKING:
+    from selfreward.rundir import Run
+
+_SAMPLING = ("responses.temperature", "responses.top_p", "responses.max_tokens")
+_LABELS = ("seed_data", "judge.name", "judge.template", "judge.min_score", "judge.max_score")
+_READING = ("prompts.max_characters", "prompts.on_bad_line")
+# The settings that each stage reads, by name or by block. Those of the seed stage's training stand under "seed".
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "seed": ("seed", "model", "training.sft", *_LABELS),
+    "prompts": ("prompts",),
+    "responses": ("seed", "model", "engine", "responses.n", *_SAMPLING),
+    "judgements": ("seed", "model", "engine", "judge"),
+    "pairs": ("model", "selection", "responses.on_empty", "responses.on_truncated", "responses.on_duplicate"),
+    "train": ("seed", "model", "training.dpo", "training.lora", "training.rehearsal"),
+    "evaluate": ("seed", "model", "engine", "judge", "evaluation", *_SAMPLING, *_READING),
+}
+# Settings that touch no result: where and how a run works, not what it makes.
+NO_RESULT = (
+    "name",
+    "run_dir",
+    "iterations",
+    "launch",
+    "tracking",
+    "judge.min_parse_rate",
+    *(f"{block}.{name}" for block in ("engine", "judge.engine") for name in ("max_in_flight", "max_restarts")),
+    *(f"{block}.{name}" for block in ("engine", "judge.engine") for name in ("stall_timeout", "transformers")),
+    *(
+        f"{block}.openai.{name}"
+        for block in ("engine", "judge.engine")
+        for name in ("api_key_env", "max_concurrency", "max_retries", "timeout")
+    ),
+)
+# The same among the options that are handed to a library: memory, batching in sampling, logs and checkpoints.
+NO_RESULT_OPTIONS = frozenset(
+    "disable_log_stats use_tqdm_on_load gpu_memory_utilization kv_cache_memory_bytes max_num_seqs "
+    "max_num_batched_tokens "
+    "save_steps logging_steps logging_strategy logging_first_step logging_dir disable_tqdm log_level "
+    "log_level_replica log_on_each_node dataloader_num_workers dataloader_pin_memory "
+    "dataloader_persistent_workers dataloader_prefetch_factor dataset_num_proc skip_memory_metrics "
+    "include_num_input_tokens_seen ddp_timeout".split()
+)
+MISSING = "missing"
+WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting, file or stage that is not what a finished stage was made with."""
+
+    key: str
+    before: Any
+    after: Any
+
+    @property
+    def is_stage(self) -> bool:
+        return "/" in self.key
+
+    @property
+    def is_file(self) -> bool:
+        return str(self.before).startswith("sha256:")
+
+    def __str__(self) -> str:
+        if self.is_stage:
+            return f"{self.key}: it is not the one that was read"
+        if self.is_file:
+            return f"{self.key}: the bytes differ"
+        return f"{self.key}: {self.before!r} -> {self.after!r}"
+
+
+def reads(run: Run, step: Step) -> dict[str, Any]:
+    """What decides the step's result.
+
+    Returns:
+        ``settings``: values by dotted name, a file's or model's being the hash of its bytes.
+        ``stages``: the digest of each stage that it reads, by folder, or None while that is not finished.
+    """
+    names = SETTINGS["seed" if step == Step("train", 0) else step.stage]
+    if step.stage == "train" and run.recipe.training.rehearsal:
+        names += _LABELS
+    settings = {
+        key: _value(key, value, run.recipe)
+        for key, value in _leaves(run.recipe)
+        if _within(key, names) and not _within(key, NO_RESULT) and not (key == "model.path" and _is_made(run, step))
+    }
+    if step.stage == "pairs":
+        settings["training.dpo.max_length"] = run.recipe.training.dpo.get("max_length")
+    folders = [run.stage(s.stage, s.iteration) for s in inputs(run.recipe, step)]
+    return {"settings": settings, "stages": {folder.name: folder.digest for folder in folders}}
+
+
+def begins_with(step: Step, read: dict[str, Any]) -> dict[str, Any]:
+    """The part of :func:`reads` that an interrupted attempt must share for its requests to count.
+
+    A request is found again by its whole text, so the records that it was made from are not part of it: they may
+    still be on their way when judging begins. A training's checkpoints do depend on its pairs.
+    """
+    if step.stage == "train":
+        return read
+    return {**read, "stages": {name: digest for name, digest in read["stages"].items() if name.endswith("/train")}}
+
+
+def _is_made(run: Run, step: Step) -> bool:
+    """Whether the model that the step loads, if any, was made by this run rather than named in its recipe."""
+    t = reads_model(step)
+    return t is None or makes_model(run.recipe, t) is not None
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
+    """What differs between two results of :func:`reads`.
+
+    A setting that an older version did not have, and a file that is no longer there, count as unchanged.
+    """
+    found = []
+    for key, new in now["settings"].items():
+        old = before["settings"].get(key, new)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += [Change(f"{key}.{name}", old.get(name), new.get(name)) for name in {**old, **new}]
+        elif MISSING not in (old, new):
+            found.append(Change(key, old, new))
+    found += [Change(name, before["stages"].get(name), digest) for name, digest in now["stages"].items()]
+    return [change for change in found if change.before != change.after]
+
+
+def stale(run: Run) -> dict[Step, list[Change]]:
+    """The finished stages that the run's recipe would make otherwise, each with its own changes.
+
+    A stage without changes of its own is stale because one that it reads is. What was settled, as the past of a
+    fork is, belongs to an earlier recipe and is not compared.
+    """
+    found: dict[Step, list[Change]] = {}
+    for step in plan(run.recipe):
+        folder = run.stage(step.stage, step.iteration)
+        if not folder.done or step.iteration < run.settled:
+            continue
+        own = changes(folder.marker["reads"], reads(run, step))
+        if own or any(s in found for s in inputs(run.recipe, step)):
+            found[step] = own
+    return found
+
+
+def _leaves(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each setting by its dotted name; a block that may be missing is also a setting: whether it is there."""
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if submodel(field) is None:
+            yield prefix + name, value
+            continue
+        yield prefix + name, value is not None
+        if value is not None:
+            yield from _leaves(value, f"{prefix}{name}.")
+
+
+def _within(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _value(key: str, value: Any, recipe: Recipe) -> Any:
+    if key == "model.path":
+        return model_hash(recipe.model)
+    if key == "judge.model.path":
+        assert recipe.judge.model is not None
+        return model_hash(recipe.judge.model)
+    if isinstance(value, Path):
+        return f"sha256:{hash_of(value)}" if value.is_file() else MISSING
+    if isinstance(value, dict):
+        return {name: option for name, option in value.items() if name not in NO_RESULT_OPTIONS}
+    return value
+
+
+def model_hash(settings: ModelSettings) -> str:
+    """A hash of a model's weights, configuration, tokenizer and code."""
+    folder = Path(settings.path)
+    if not folder.is_dir():
+        folder = _snapshot(settings)
+    if not folder.is_dir():
+        return MISSING
+    files = sorted({path for pattern in WEIGHTS for path in folder.glob(pattern)})
+    with ThreadPoolExecutor() as threads:
+        hashes = threads.map(hash_of, files)
+    return f"sha256:{json_hash([[path.name, digest] for path, digest in zip(files, hashes, strict=True)])}"
+
+
+def _snapshot(settings: ModelSettings) -> Path:
+    """The local copy of a hub model, fetched if it is not there yet."""
+    from huggingface_hub import snapshot_download
+
+    from selfreward.chat import model_errors
+
+    with model_errors(settings.path):
+        return Path(snapshot_download(settings.path, revision=settings.revision, allow_patterns=list(WEIGHTS)))

@@ -1,0 +1,209 @@
+"""Every finished request of a stage, on the disk as soon as it finishes. No torch.
+
+One line a request: a checksum, the hash of what was asked, and the completion. Asking again finds the answer,
+so a stage that was killed is simply run again: its coroutines take the same way, and what had finished is not
+asked a second time. That holds for any judge or prompt source, however many requests it makes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import shutil
+import threading
+from binascii import crc32, unhexlify
+from collections.abc import Sequence
+from dataclasses import astuple
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from selfreward.durable import sync, write_all
+from selfreward.engines.base import Completion, Sampler, SamplingParams
+from selfreward.errors import DiskFull
+from selfreward.progress import console
+from selfreward.records import Message
+from selfreward.stopping import stop
+
+# A power cut costs at most what was finished within one second or these many requests.
+SYNC_EVERY_SECONDS = 1.0
+SYNC_EVERY = 256
+# Below this many free bytes the stage stops while the journal can still be closed in order.
+RESERVE = 64 << 20
+
+
+class Journal:
+    """Appends values under keys of 32 hexadecimal digits; the index in memory holds keys and places alone."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or makes a journal, and cuts off a line that was not finished."""
+        self._path = path
+        self._places: dict[bytes, int] = {}
+        self._writer = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self._end = self._recover()
+        sync(path.parent)
+        self._reader = path.open("rb")
+        self._unsynced = 0
+        self._error: OSError | DiskFull | None = None
+        self._closing = False
+        self._wake = threading.Event()
+        self._syncer = threading.Thread(target=self._keep_synced, name=f"sync {path}", daemon=True)
+        self._syncer.start()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def get(self, key: str) -> Any | None:
+        """The value that was added under a key, or None."""
+        place = self._places.get(unhexlify(key))
+        if place is None:
+            return None
+        self._reader.seek(place)
+        return json.loads(self._reader.readline()[_VALUE:])
+
+    def add(self, key: str, value: Any) -> None:
+        """Appends a value: safe from a kill now, and from a power cut within a second.
+
+        Raises:
+            DiskFull: the disk has no room, or can't be written to.
+        """
+        line = _line(key, value)
+        if self._error is not None:
+            raise self._failed(self._error)
+        try:
+            write_all(self._writer, line)
+        except OSError as error:
+            # What follows a half-written line would be cut off with it.
+            self._error = error
+            raise self._failed(error) from None
+        self._places[unhexlify(key)] = self._end
+        self._end += len(line)
+        self._unsynced += 1
+        if self._unsynced >= SYNC_EVERY:
+            self._wake.set()
+
+    def close(self) -> None:
+        """Puts everything on the disk. Raises DiskFull if that failed."""
+        self._closing = True
+        self._wake.set()
+        self._syncer.join()
+        self._reader.close()
+        os.close(self._writer)
+        if self._error is not None:
+            raise self._failed(self._error)
+
+    def _recover(self) -> int:
+        """Reads the keys of all whole lines and returns where the last one ends; the file is cut there."""
+        end = 0
+        with self._path.open("rb") as file:
+            for line in file:
+                if not _is_whole(line):
+                    break
+                self._places[unhexlify(line[_KEY : _VALUE - 1])] = end
+                end += len(line)
+        torn = self._path.stat().st_size - end
+        if torn:
+            console.print(f"  {self._path.parent.name}: cut off {torn} bytes of a record that was not finished")
+            os.truncate(self._path, end)
+            os.fsync(self._writer)
+        return end
+
+    def _keep_synced(self) -> None:
+        """One thread beside the writer, which waits for no disk. An error is raised by the next ``add``."""
+        while not self._closing or self._unsynced:
+            self._wake.wait(SYNC_EVERY_SECONDS)
+            self._wake.clear()
+            if not self._unsynced:
+                continue
+            self._unsynced = 0
+            try:
+                os.fsync(self._writer)
+            except OSError as error:
+                self._error = error
+                return
+            free = shutil.disk_usage(self._path.parent).free
+            if free < RESERVE:
+                self._error = DiskFull(f"{self._path.parent}: {free >> 20} MiB of disk are left")
+                return
+
+    def _failed(self, error: OSError | DiskFull) -> DiskFull:
+        return DiskFull(f"{self._path}: {error}. Make room on the disk; nothing that was finished before is lost")
+
+
+_KEY = 9  # behind 8 digits of CRC-32 and a space
+_VALUE = _KEY + 33  # behind 32 digits and a space
+
+
+def _line(key: str, value: Any) -> bytes:
+    body = f"{key} {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n".encode()
+    return b"%08x %b" % (crc32(body), body)
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        return line[-1:] == b"\n" and int(line[: _KEY - 1], 16) == crc32(line[_KEY:]) and line[_VALUE - 1] == 32
+    except (ValueError, IndexError):
+        return False
+
+
+class JournaledEngine:
+    """An engine that asks each request once: what the journal holds is not asked again."""
+
+    def __init__(self, engine: Sampler, journal: Journal, role: str) -> None:
+        """``role`` tells apart engines that share a journal, such as policy and judge."""
+        self._engine, self._journal, self._role = engine, journal, role
+        self._generated = 0
+        self._found = 0
+
+    @property
+    def model(self) -> str:
+        return self._engine.model
+
+    async def sample(
+        self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
+    ) -> list[Completion]:
+        """As :meth:`Engine.sample`; each completion is in the journal as soon as its own request is finished.
+
+        Raises:
+            DiskFull: the journal can't be written.
+        """
+        asked = hashlib.blake2b(_canonical([self._role, list(messages), astuple(params)]), digest_size=16)
+        return await asyncio.gather(*(self._once(_key(asked, seed), messages, params, seed) for seed in seeds))
+
+    async def _once(self, key: str, messages: Sequence[Message], params: SamplingParams, seed: int) -> Completion:
+        known = self._journal.get(key)
+        if known is not None:
+            self._found += 1
+            return Completion(*known)
+        if stop.requested:
+            # Nothing new begins. The stage ends once what is in flight has finished, and this coroutine with it.
+            await asyncio.Event().wait()
+        with stop.flight():
+            [completion] = await self._engine.sample(messages, params, [seed])
+        self._journal.add(key, astuple(completion))
+        self._generated += completion.num_tokens
+        return completion
+
+    def summary(self, seconds: float) -> dict[str, Any]:
+        """The speed of what was generated now, and the number of requests that an earlier attempt had finished."""
+        return {"tokens_per_second": self._generated / seconds, **({"resumed": self._found} if self._found else {})}
+
+
+def _key(asked: hashlib.blake2b, seed: int) -> str:
+    key = asked.copy()
+    key.update(b"%d" % seed)
+    return key.hexdigest()
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
