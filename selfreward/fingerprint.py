@@ -55,7 +55,7 @@ NO_RESULT = (
 NO_RESULT_OPTIONS = frozenset(
     "disable_log_stats use_tqdm_on_load gpu_memory_utilization kv_cache_memory_bytes max_num_seqs "
     "max_num_batched_tokens "
-    "save_steps logging_steps logging_strategy logging_first_step logging_dir disable_tqdm log_level "
+    "save_steps logging_steps logging_strategy logging_first_step disable_tqdm log_level "
     "log_level_replica log_on_each_node dataloader_num_workers dataloader_pin_memory "
     "dataloader_persistent_workers dataloader_prefetch_factor dataset_num_proc skip_memory_metrics "
     "include_num_input_tokens_seen ddp_timeout".split()
@@ -189,23 +189,37 @@ def _value(key: str, value: Any, recipe: Recipe) -> Any:
 
 
 def model_hash(settings: ModelSettings) -> str:
-    """A hash of a model's weights, configuration, tokenizer and code."""
+    """A hash of a model's weights, configuration, tokenizer and code; ``missing`` if they are not on this machine."""
     folder = Path(settings.path)
     if not folder.is_dir():
         folder = _snapshot(settings)
-    if not folder.is_dir():
-        return MISSING
     files = sorted({path for pattern in WEIGHTS for path in folder.glob(pattern)})
     with ThreadPoolExecutor() as threads:
         hashes = threads.map(hash_of, files)
-    return f"sha256:{json_hash([[path.name, digest] for path, digest in zip(files, hashes, strict=True)])}"
+    return f"sha256:{json_hash([[p.name, h] for p, h in zip(files, hashes, strict=True)])}" if files else MISSING
 
 
 def _snapshot(settings: ModelSettings) -> Path:
-    """The local copy of a hub model, fetched if it is not there yet."""
+    """Where the hub's cache has a model, or the path as it is."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(settings.path, revision=settings.revision, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return Path(settings.path)
+
+
+def fetch(settings: ModelSettings) -> None:
+    """Brings a hub model to this machine, so that its bytes are known before a run begins.
+
+    Raises:
+        ValueError: there is no such model, or no way to it.
+    """
     from huggingface_hub import snapshot_download
 
     from selfreward.chat import model_errors
 
-    with model_errors(settings.path):
-        return Path(snapshot_download(settings.path, revision=settings.revision, allow_patterns=list(WEIGHTS)))
+    if not Path(settings.path).is_dir():
+        with model_errors(settings.path):
+            snapshot_download(settings.path, revision=settings.revision, allow_patterns=list(WEIGHTS))

@@ -75,18 +75,20 @@ def fork(path: Path, iteration: int, to: str, overrides: Sequence[str] = ()) -> 
     target = Path(to) if os.sep in to else source.path.parent / to
     recipe = recipe_of(path, [*overrides, f"name={target.name}", f"run_dir={target.parent}"])
     preflight(recipe)
+    last = source.recipe.iterations + 1
+    if not 1 <= iteration <= last:
+        raise ValueError(f"{source.path} can be forked at iterations 1 to {last}, and not at {iteration}")
     shared = [step for step in plan(source.recipe) if step.iteration < iteration]
     unfinished = [step for step in shared if not source.stage(step.stage, step.iteration).done]
-    if iteration < 1 or unfinished:
-        missing = f"{unfinished[0]} is not finished" if unfinished else "the first iteration is 1"
-        raise ValueError(f"{source.path} can't be forked at iteration {iteration}: {missing}")
+    if unfinished:
+        raise ValueError(f"{source.path} can't be forked at iteration {iteration}: {unfinished[0]} is not finished")
     if target.exists():
         raise ValueError(f"{target} exists, and a run is never overwritten. Choose another name")
     with RunLock(make_folder(recipe)):
         made = Run(make_folder(recipe), recipe)
         for t in sorted({step.iteration for step in shared}):
             _link(source.path / iteration_folder(t), made.path / iteration_folder(t))
-        origin = {"run": source.recipe.name, "iteration": iteration}
+        origin = {"run": source.path.name, "iteration": iteration}
         write_sealed(made.path / ORIGIN, {"settled": iteration, "forked_from": origin})
         write_sealed(made.path / RECIPE, recipe.model_dump(mode="json"))
         made.log({"stage": "fork", **origin})

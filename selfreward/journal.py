@@ -150,10 +150,7 @@ def _line(key: str, value: Any) -> bytes:
 
 
 def _is_whole(line: bytes) -> bool:
-    try:
-        return line[-1:] == b"\n" and int(line[: _KEY - 1], 16) == crc32(line[_KEY:]) and line[_VALUE - 1] == 32
-    except (ValueError, IndexError):
-        return False
+    return line[-1:] == b"\n" and line[:_KEY] == b"%08x " % crc32(line[_KEY:])
 
 
 class JournaledEngine:

@@ -8,7 +8,8 @@ gives back however the holder ends, and has its name in the file, with a ``beat`
   clocks of two hosts are never compared.
 * A holder whose name was replaced in the file has lost the run to another host, and ends.
 * A forked process shares the open file: the lock stays held until the last process that was forked while it was
-  held has ended, or the holder leaves its ``with``. Programs that are started (``exec``) don't get the file.
+  held has ended, or the holder leaves its ``with``; children that watch the holder live as long. Programs that are
+  started (``exec``) don't get the file.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -98,13 +100,13 @@ class RunLock:
             started = datetime.now().astimezone().isoformat(timespec="seconds")
             self._entry = _Entry(socket.gethostname(), os.getpid(), started, self.token)
             _write(descriptor, self._entry)
+            self._leaving.clear()
+            self._thread = threading.Thread(target=self._beat, args=(descriptor,), name="lock", daemon=True)
+            self._thread.start()
         except BaseException:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
-        self._leaving.clear()
-        self._thread = threading.Thread(target=self._beat, args=(descriptor,), name="lock", daemon=True)
-        self._thread.start()
         return self
 
     def __exit__(
@@ -147,7 +149,7 @@ class RunLock:
                 _write(descriptor, self._entry)
             except OSError as error:
                 # The lock is still held, so the run goes on: what it writes itself decides whether the disk is usable.
-                console.print(f"{self.path}: {error}. Trying again", style="yellow", markup=False, soft_wrap=True)
+                _say(f"{self.path}: {error}. Trying again", "yellow")
 
 
 def part_of(folder: Path) -> dict[str, str]:
@@ -206,10 +208,16 @@ def _lives(path: Path, token: str) -> bool:
 
 def _end(reason: str, leaving: threading.Event) -> None:
     """Asks this process to end, and ends it if it isn't ``leaving`` by then."""
-    console.print(reason, style="red", markup=False, soft_wrap=True)
+    _say(reason, "red")
     os.kill(os.getpid(), signal.SIGTERM)
     if not leaving.wait(END):
         os._exit(RunLocked.exit_status)
+
+
+def _say(line: str, style: str | None = None) -> None:
+    # Who read the output may have died with the holder (rich raises SystemExit then): what follows is to happen anyway.
+    with suppress(OSError, SystemExit):
+        console.print(line, style=style, markup=False, soft_wrap=True)
 
 
 def _take(descriptor: int, path: Path) -> None:
@@ -261,7 +269,7 @@ def _refuse_if_it_beats(path: Path) -> None:
     if entry is None or entry.host == socket.gethostname():
         return
     why = "it did not release the run, and locks may not reach from its host to this one"
-    console.print(f"watching for {WATCH:g} s whether {entry} is alive: {why}", markup=False, soft_wrap=True)
+    _say(f"watching for {WATCH:g} s whether {entry} is alive: {why}")
     if _beats(path, entry):
         raise _refusal(path)
 

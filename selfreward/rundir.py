@@ -28,7 +28,7 @@ from selfreward.config import Recipe, stored_recipe
 from selfreward.durable import append_line, hash_of, json_hash, read_sealed, sync, write_bytes, write_sealed
 from selfreward.environment import versions
 from selfreward.errors import Damaged
-from selfreward.fingerprint import Change, begins_with, reads, stale
+from selfreward.fingerprint import Change, begins_with, fetch, reads, stale
 from selfreward.journal import Journal
 from selfreward.plan import Step, inputs, makes_model
 from selfreward.records import (
@@ -208,6 +208,8 @@ class Run:
         Raises:
             ValueError: the folder is a link, or holds finished stages that this recipe would make otherwise.
         """
+        for settings in filter(None, (recipe.model, recipe.judge.model)):
+            fetch(settings)
         path = make_folder(recipe)
         run = cls(path, recipe)
         stored = path / RECIPE
@@ -296,9 +298,14 @@ class Run:
         return self.recipe.model.path if maker is None else str(self.stage("model", maker.iteration).path)
 
     def model_name(self, path: str) -> str:
-        """A model's name in records: its folder within the run, so that records don't depend on where the run is."""
+        """A model's name in records, which don't depend on where models and runs are.
+
+        A model of the run is its folder within it, the recipe's own is M0, and any other one its last name.
+        """
         folder = Path(path)
-        return str(folder.relative_to(self.path)) if folder.is_relative_to(self.path) else path
+        if folder.is_relative_to(self.path):
+            return str(folder.relative_to(self.path))
+        return "M0" if path == self.recipe.model.path else folder.name
 
     def records(self, name: str, iteration: int, kind: type[R]) -> list[R]:
         """The records of a finished stage, such as ``records("pairs", 1, PreferencePair)``."""
@@ -355,22 +362,24 @@ def refuse_stale(run: Run) -> None:
     found = stale(run)
     if not found:
         return
-    changed = {change.key: change for own in found.values() for change in own}
+    changed = list({change.key: change for own in found.values() for change in own}.values())
     first = min(step.iteration for step in found)
-    edits = " ".join(f"{c.key}={_word(c.after)}" for c in changed.values() if _is_setting(c))
-    back = " ".join(f"{c.key}={_word(c.before)}" for c in changed.values() if _is_setting(c))
-    listed = "\n  ".join(str(change) for change in changed.values())
-    stages = ", ".join(str(step) for step in found)
-    raise ValueError(
-        f"{run.path} has finished stages that this recipe would make otherwise, and a run is never overwritten.\n"
-        f"What differs:\n  {listed}\nStages it touches: {stages}\nGo on with one of:\n"
-        f"  selfreward resume {run.path} --from-iteration {first} {edits}".rstrip()
-        + f"\n      sets aside iteration {first} and what follows, and makes them anew\n"
-        f"  selfreward fork {run.path} --iteration {first} --to NAME {edits}".rstrip()
-        + "\n      makes a new run of it, which shares what is before\n"
-        f"  selfreward resume {run.path} {back if edits else '(with the old files back in place)'}".rstrip()
-        + "\n      takes the change back"
-    )
+    edits = "".join(f" {change.key}={_word(change.after)}" for change in changed if _is_setting(change))
+    restored = "with the old files back in place, goes" if any(c.is_file for c in changed) else "goes"
+    lines = [
+        f"{run.path} has finished stages that this recipe would make otherwise, and a run is never overwritten.",
+        "What differs:",
+        *(f"  {change}" for change in changed),
+        f"Stages it touches: {', '.join(map(str, found))}",
+        "Go on with one of:",
+        f"  selfreward resume {run.path} --from-iteration {first}{edits}",
+        f"      sets aside iteration {first} and what follows, and makes them anew",
+        f"  selfreward fork {run.path} --iteration {first} --to NAME{edits}",
+        "      makes a new run, which shares what is before",
+        f"  selfreward resume {run.path}",
+        f"      {restored} on with the recipe that the run has",
+    ]
+    raise ValueError("\n".join(lines))
 
 
 def _is_setting(change: Change) -> bool:

@@ -11,7 +11,9 @@ from selfreward.durable import is_whole_line, read_sealed
 from selfreward.errors import Damaged
 from selfreward.judges import mean_scores
 from selfreward.records import Judgement, PreferencePair, Prompt, Rejection, Response, content_id, derive_seed
-from selfreward.rundir import MARKER, METRICS, ORIGIN, RECIPE, Run, StageFolder, iteration_of
+from selfreward.rundir import MARKER, METRICS, ORIGIN, RECIPE, Run, StageFolder, iteration_folder, iteration_of
+
+LINKED = ("prompts", "responses", "judgements", "pairs")
 
 
 @dataclass
@@ -48,8 +50,9 @@ def verify(path: Path) -> Report:
     folders = sorted({marker.parent for marker in run.path.glob(f"*/*/{MARKER}") if marker.parent.parent.is_dir()})
     whole = [folder for folder in folders if _check_stage(run, folder, report)]
     names = {str(folder.relative_to(run.path)) for folder in whole}
-    for iteration in sorted({iteration_of(name) for name in names if name.endswith("/pairs")}):
-        report.problems += _links(run, iteration, report)
+    for iteration in sorted({iteration_of(name) for name in names}):
+        if all(f"{iteration_folder(iteration)}/{stage}" in names for stage in LINKED):
+            report.problems += _links(run, iteration, report)
     return report
 
 

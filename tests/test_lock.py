@@ -20,7 +20,7 @@ import pytest
 
 from selfreward import lock
 from selfreward.errors import RunLocked
-from selfreward.lock import Holder, RunLock, holder
+from selfreward.lock import Holder, RunLock, holder, part_of
 
 HOLD = """
 with lock.RunLock(folder) as held:
@@ -196,6 +196,7 @@ def test_a_look_at_the_holder_does_not_make_a_starting_writer_fail(tmp_path: Pat
     (tmp_path / lock.NAME).touch()
     with (tmp_path / lock.NAME).open() as look:
         fcntl.flock(look, fcntl.LOCK_SH)
+        assert holder(tmp_path) is None
         end = threading.Timer(0.03, fcntl.flock, (look, fcntl.LOCK_UN))
         end.start()
         assert_free(tmp_path)
@@ -220,6 +221,15 @@ def test_a_holder_is_seen_whole_while_it_beats(tmp_path: Path, start: Start) -> 
     first.line()
     found = [holder(tmp_path) for _ in range(1000)]
     assert {h and h.pid for h in found} == {first.process.pid}
+
+
+def test_a_file_caught_in_the_middle_of_a_write_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "PAUSE", 0.5)
+    (tmp_path / lock.NAME).write_text(entry()[:20])
+    rest = threading.Timer(0.1, (tmp_path / lock.NAME).write_text, (entry(),))
+    rest.start()
+    assert holder(tmp_path) is not None
+    rest.join()
 
 
 def test_a_killed_holder_of_another_host_is_an_uncertain_one(tmp_path: Path) -> None:
@@ -292,7 +302,7 @@ def test_a_holder_that_another_host_took_for_dead_ends_and_leaves_the_run_to_it(
 
 def test_a_child_with_the_token_enters_and_leaves_the_lock_alone(tmp_path: Path, start: Start) -> None:
     with RunLock(tmp_path) as held:
-        child = start(HOLD, **{lock.VARIABLE: held.token})
+        child = start(HOLD, **part_of(tmp_path))
         assert child.line() == held.token
         child.say()
         assert child.end() == (0, "")
@@ -300,7 +310,7 @@ def test_a_child_with_the_token_enters_and_leaves_the_lock_alone(tmp_path: Path,
 
 
 def test_a_child_without_the_token_is_refused(tmp_path: Path, start: Start) -> None:
-    environments = ({}, {lock.VARIABLE: "another"}, {lock.VARIABLE: ""}, {"RANK": "0"})
+    environments: tuple[dict[str, str], ...] = ({}, {lock.VARIABLE: "another"}, {lock.VARIABLE: ""}, {"RANK": "0"})
     with RunLock(tmp_path):
         for child in [start(HOLD, **environment) for environment in environments]:
             status, errors = child.end()
@@ -330,7 +340,9 @@ time.sleep(1000)
 '''
 with lock.RunLock(folder) as held:
     environment = {{**os.environ, "{lock.VARIABLE}": held.token}}
-    child = subprocess.Popen([sys.executable, "-c", os.environ["PREPARE"] + watched, str(folder)], env=environment)
+    command = [sys.executable, "-c", os.environ["PREPARE"] + watched, str(folder)]
+    # What the child says at its end has no reader any more.
+    child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     print(child.pid, flush=True)
     sys.stdin.readline()
 """

@@ -24,6 +24,7 @@ from selfreward.training.checkpoints import Checkpoints
 from selfreward.training.files import discard, mark, require_room
 from selfreward.training.finite import LOWER
 from selfreward.training.probes import log_probs
+from selfreward.training.rounding import round_stochastically
 
 FIGURES = ("rewards/accuracies", "rewards/margins")
 
@@ -96,12 +97,14 @@ def save_model(model: PreTrainedModel, run: Run, source: str, iteration: int) ->
         ValueError: a weight that is not a finite number.
         DiskFull: the disk has no room for it.
     """
-    if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
-        raise ValueError(f"the trained model of iteration {iteration} has weights that are not numbers. {LOWER}")
     path = run.stage("model", iteration).path
     temporary = path.with_name("model.tmp")
     discard(temporary)
-    model.to(getattr(torch, run.recipe.model.dtype))
+    dtype = getattr(torch, run.recipe.model.dtype)
+    round_stochastically(model, dtype, derive_seed(run.recipe.seed, iteration, "round"))
+    model.to(dtype)
+    if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
+        raise ValueError(f"the trained model of iteration {iteration} has weights that are not numbers. {LOWER}")
     require_room(path, sum(weight.nbytes for weight in model.parameters()), f"the model of iteration {iteration}")
     model.save_pretrained(temporary)
     tokenizer: PreTrainedTokenizerBase = load_tokenizer(source, run.recipe.model)
@@ -120,9 +123,9 @@ def prove(run: Run, iteration: int, ids: list[list[int]], previous: LogProbs, po
     """
     merged = log_probs(load_alone(run.stage("model", iteration).path, run), ids)
     probes = Probes(run.recipe.model.dtype, ids, previous, policy, merged)
-    require_merged(probes)
+    evidence = require_merged(probes)
     probes.write(run.stage("train", iteration).path / "probes.json")
-    return {"merge_difference": probes.merge_difference, "merge_share": probes.merge_share}
+    return {"merge_difference": evidence.greatest, "merge_share": evidence.share}
 
 
 def first_rank() -> bool:

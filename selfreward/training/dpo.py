@@ -5,6 +5,7 @@ There is no ``ref_model``: the policy with its adapter off *is* M_t, the referen
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -128,6 +129,10 @@ def merge(run: Run, iteration: int, adapter: Path) -> dict[str, float]:
 def _keep_adapter(trained: Path, adapter: Path) -> None:
     """Copies the weights and their settings; upstream also writes a tokenizer, a card and a pickle of arguments."""
     adapter.mkdir(exist_ok=True)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        shutil.copyfile(trained / name, adapter / name)
+    shutil.copyfile(trained / "adapter_model.safetensors", adapter / "adapter_model.safetensors")
+    settings = json.loads((trained / "adapter_config.json").read_text(encoding="utf-8"))
+    if isinstance(settings["target_modules"], list):
+        # A set in PEFT, in another order in each process.
+        settings["target_modules"].sort()
+    (adapter / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     sync_tree(adapter)

@@ -49,4 +49,4 @@ def require_room(folder: Path, needed: int, what: str) -> None:
 
 
 def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / (1 << 20):,.0f} MiB"
+    return f"{num_bytes / (1 << 20):,.1f} MiB"

@@ -1,0 +1,147 @@
+"""What being able to resume costs:  python tests/bench.py journal | resume
+
+``journal``: sampling by vLLM with the journal and without it, in turns, on the tiny model.
+``resume``: how long a fresh process takes to know what is left of a run that was cut off with a million judgements.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+sys.path.insert(0, str(Path(__file__).parent))
+
+from selfreward.engines.scripted import ScriptedEngine
+
+ROOT = Path(__file__).parents[1]
+PROMPTS, N, VOTES = 62_500, 4, 4
+
+
+def bench_journal(rounds: int) -> None:
+    """Prints the ratio of the two wall times, and the share of the time that is spent in the journal."""
+    from selfreward import load_recipe, loop, rundir
+    from selfreward.journal import Journal
+    from selfreward.plan import Step
+    from selfreward.rundir import Run
+    from selfreward.serving import Engines
+    from selfreward.stages import responses
+
+    class Plain(Journal):
+        """Everything is written at the end, by the stage alone."""
+
+        def add(self, key: str, value: Any) -> None:
+            pass
+
+    class Timed(Journal):
+        spent = 0.0
+
+        def add(self, key: str, value: Any) -> None:
+            started = time.perf_counter()
+            super().add(key, value)
+            Timed.spent += time.perf_counter() - started
+
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = load_recipe(
+            ROOT / "recipes/quickstart/run.yaml", [f"run_dir={folder}", "seed_data=null", "training.rehearsal=0"]
+        )
+        run = Run.create(recipe)
+        with Engines(run) as engines:
+            loop.perform_here(run, Step("prompts", 1), engines)
+            engines.policy(run.model_path(1))
+
+            def sample(kind: type[Journal]) -> float:
+                rundir.Journal = kind  # type: ignore[misc]
+                run.begin(Step("responses", 1))
+                folder = run.stage("responses", 1)
+                (folder.path / "journal.jsonl").unlink(missing_ok=True)
+                started = time.perf_counter()
+                responses.stage(run, 1, engines)
+                return time.perf_counter() - started
+
+            sample(Plain)
+            pairs = []
+            for number in range(rounds):
+                order = [Timed, Plain] if number % 2 else [Plain, Timed]
+                seconds = {kind: sample(kind) for kind in order}
+                pairs.append((seconds[Timed], seconds[Plain]))
+    ratios = [journaled / plain for journaled, plain in pairs]
+    total = sum(journaled for journaled, _ in pairs)
+    count = recipe.prompts.num * recipe.responses.n  # type: ignore[operator]
+    plain = statistics.median(seconds for _, seconds in pairs)
+    print(f"{count} responses a round, {rounds} rounds: {plain:.2f} s without a journal")
+    print(f"with / without: median {statistics.median(ratios):.4f}, from {min(ratios):.4f} to {max(ratios):.4f}")
+    print(f"time in the journal: {Timed.spent / total:.2%} ({Timed.spent / rounds / count * 1e6:.1f} us a response)")
+
+
+DECIDE = """
+import resource, sys, time
+started = time.perf_counter()
+from selfreward.rundir import Run
+from selfreward.plan import Step
+imported = time.perf_counter()
+run = Run.open(sys.argv[1])
+run.begin(Step("judgements", 1))
+with run.stage("judgements", 1).journal() as journal:
+    decided = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{len(journal):,} judgements known after {decided - imported:.2f} s and {peak:.0f} MiB "
+          f"(imports before that: {imported - started:.2f} s)")
+"""
+
+
+class Reviews(ScriptedEngine):
+    """Answers at once, and fails at the last prompt."""
+
+    @staticmethod
+    def script(model: str, text: str, seed: int) -> str:
+        if not text.startswith("Review"):
+            return f"fox {seed}"
+        if f"Name {PROMPTS - 1} birds." in text:
+            raise ValueError("the last prompt is here")
+        return f"The answer names a bird and keeps to the question, as was asked. It is short.\nScore: {seed % 6}"
+
+
+def bench_resume(rounds: int) -> None:
+    """Cuts a run off when all but its last judgements are in the journal, then asks fresh processes."""
+    from selfreward import load_recipe, loop
+    from selfreward.plan import Step
+    from selfreward.rundir import Run
+    from selfreward.serving import Engines
+
+    with tempfile.TemporaryDirectory() as folder:
+        prompts = Path(folder, "prompts.jsonl")
+        prompts.write_text("".join(json.dumps({"prompt": f"Name {n} birds."}) + "\n" for n in range(PROMPTS)))
+        overrides = [f"run_dir={folder}", "seed_data=null", "training.rehearsal=0", f"prompts.path={prompts}"]
+        overrides += ["prompts.num=null", f"responses.n={N}", f"judge.votes={VOTES}", "engine.name=bench:Reviews"]
+        run = Run.create(load_recipe(ROOT / "recipes/quickstart/run.yaml", overrides))
+        with Engines(run) as engines:
+            for name in ("prompts", "responses"):
+                loop.perform_here(run, Step(name, 1), engines)
+            try:
+                loop.perform_here(run, Step("judgements", 1), engines)
+            except ValueError as error:
+                print(f"cut off: {error}")
+        for _ in range(rounds):
+            subprocess.run([sys.executable, "-c", DECIDE, str(run.path)], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["journal", "resume"])
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    (bench_journal if arguments.what == "journal" else bench_resume)(arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""What a change of the recipe, the data or the weights touches: the right stages, and no other."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import make_random_model
+from safetensors.torch import load_file, save_file
+
+import selfreward
+from selfreward import upstream
+from selfreward.config import ModelSettings, Recipe
+from selfreward.fingerprint import NO_RESULT, NO_RESULT_OPTIONS, SETTINGS, fetch, model_hash, stale
+from selfreward.recipe_file import submodel
+from selfreward.rundir import Run
+
+SEED = ["train/0"]
+MADE = [f"{stage}/{t}" for t in (1, 2) for stage in ("responses", "judgements", "pairs", "train")]
+EVALUATED = [f"evaluate/{t}" for t in (0, 1, 2)]
+PROMPTS = ["prompts/1", "prompts/2"]
+FIRST = [f"{stage}/1" for stage in ("responses", "judgements", "pairs", "train")]
+ALL_BUT_PROMPTS = {*SEED, *MADE, *EVALUATED}
+
+
+def after(stage: str) -> set[str]:
+    """A stage of each iteration, with all that reads it."""
+    first = FIRST[FIRST.index(f"{stage}/1") :]
+    return {*first, *MADE[4:], *EVALUATED[1:]}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe of a finished run of two iterations that reads every kind of file."""
+    folder = tmp_path_factory.mktemp("made")
+    model = make_random_model(folder / "model", seed=0)
+    tasks = [f"Name {n} animals." for n in ("one", "two", "three", "four")]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": t}) + "\n" for t in tasks))
+    (folder / "heldout.jsonl").write_text("".join(json.dumps({"prompt": t + "!"}) + "\n" for t in tasks))
+    rows = [{"prompt": t, "response": "fox owl", "judgement": f"two\nScore: {n}"} for n, t in enumerate(tasks)]
+    for name in ("ift", "eft", "judging"):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "judge.txt").write_text("Review this answer.\nTask: {prompt}\nAnswer: {response}")
+    template = (model / "chat_template.jinja").read_text()
+    (folder / "chat.jinja").write_text(template)
+    path = folder / "run.yaml"
+    path.write_text(f"""
+name: test
+run_dir: {folder}/runs
+iterations: 2
+model: {{path: model, dtype: float32, chat_template: chat.jinja}}
+seed_data: {{ift: ift.jsonl, eft: eft.jsonl}}
+prompts: {{path: prompts.jsonl}}
+responses: {{n: 4}}
+judge: {{template: judge.txt, votes: 1}}
+training:
+  sft: {{max_steps: 1, learning_rate: 1e-3}}
+  dpo: {{max_steps: 1, learning_rate: 1e-3, per_device_train_batch_size: 4, gradient_checkpointing: false}}
+engine: {{name: "scripts:Numbers"}}
+evaluation: {{prompts: heldout.jsonl, judging: judging.jsonl}}
+""")
+    selfreward.run(selfreward.load_recipe(path))
+    return path
+
+
+def touched(made: Path, *overrides: str) -> set[str]:
+    """The finished stages that the recipe with these edits would make otherwise."""
+    recipe = selfreward.load_recipe(made, list(overrides))
+    return {f"{step.stage}/{step.iteration}" for step in stale(Run(made.parent / "runs" / "test", recipe))}
+
+
+def test_nothing_is_stale_in_a_run_that_just_finished(made: Path) -> None:
+    assert touched(made) == set()
+
+
+# Each setting with another value, and the stages that it touches.
+EDITS: dict[str, tuple[str, set[str]]] = {
+    "name": ("other", set()),
+    "run_dir": ("elsewhere", set()),
+    "iterations": ("7", set()),
+    "seed": ("1", ALL_BUT_PROMPTS),
+    "model.revision": ("main", ALL_BUT_PROMPTS),
+    "model.dtype": ("bfloat16", ALL_BUT_PROMPTS),
+    "model.chat_template": ("null", ALL_BUT_PROMPTS),
+    "model.trust_remote_code": ("true", ALL_BUT_PROMPTS),
+    "prompts.source": ("selfreward.prompts.dataset:DatasetSource", {*PROMPTS, *after("responses")}),
+    "prompts.num": ("2", {*PROMPTS, *after("responses")}),
+    "prompts.max_characters": ("100", {*PROMPTS, *MADE, *EVALUATED}),
+    "prompts.on_bad_line": ("skip", {*PROMPTS, *MADE, *EVALUATED}),
+    "responses.temperature": ("0.5", {*after("responses"), *EVALUATED}),
+    "responses.top_p": ("0.5", {*after("responses"), *EVALUATED}),
+    "responses.max_tokens": ("8", {*after("responses"), *EVALUATED}),
+    "responses.n": ("5", after("responses")),
+    "responses.on_empty": ("keep", after("pairs")),
+    "responses.on_truncated": ("keep", after("pairs")),
+    "responses.on_duplicate": ("drop", after("pairs")),
+    "judge.name": ("scripts:AnyText", {*SEED, *MADE, *EVALUATED}),
+    "judge.votes": ("2", {*after("judgements"), *EVALUATED}),
+    "judge.template": ("null", {*SEED, *MADE, *EVALUATED}),
+    "judge.min_score": ("1", {*SEED, *MADE, *EVALUATED}),
+    "judge.max_score": ("9", {*SEED, *MADE, *EVALUATED}),
+    "judge.temperature": ("0.5", {*after("judgements"), *EVALUATED}),
+    "judge.top_p": ("0.5", {*after("judgements"), *EVALUATED}),
+    "judge.max_tokens": ("8", {*after("judgements"), *EVALUATED}),
+    "judge.min_parse_rate": ("0.1", set()),
+    "selection.name": ("selfreward.selection:best_worst", after("pairs")),
+    "training.rehearsal": ("0.5", after("train")),
+    "engine.name": ("transformers", {*after("responses"), *EVALUATED}),
+    "engine.max_in_flight": ("7", set()),
+    "engine.max_restarts": ("7", set()),
+    "engine.stall_timeout": ("7.5", set()),
+    "engine.transformers.batch_size": ("7", set()),
+    "evaluation.n": ("3", set(EVALUATED)),
+    "evaluation.scorer": ("selfreward.tiny.world:gold", set(EVALUATED)),
+    "launch.train": ("process", set()),
+    "launch.keep_engine": ("false", set()),
+    "launch.grace": ("7", set()),
+    "launch.private": ("false", set()),
+    "tracking.report_to": ("[tensorboard]", set()),
+    "tracking.project": ("other", set()),
+}
+# Settings that can only be changed with others, each with all that is typed.
+TOGETHER: dict[str, tuple[list[str], set[str]]] = {
+    "evaluation.pass_score": (
+        ["evaluation.scorer=selfreward.tiny.world:gold", "evaluation.pass_score=4"],
+        set(EVALUATED),
+    ),
+    "launch.accelerate_config": (
+        ["launch.train=accelerate", "launch.accelerate_config=configs/accelerate/ddp.yaml"],
+        set(),
+    ),
+    "judge.engine": (
+        ["judge.engine.name=openai", "judge.engine.openai.base_url=http://localhost/v1", "judge.engine.openai.model=m"],
+        {*after("judgements"), *EVALUATED},
+    ),
+    "judge.model": (
+        ["judge.model.path={folder}/model"],
+        {*after("judgements"), *EVALUATED},
+    ),
+    "training.rehearsal": (
+        ["training.rehearsal=0.5", "training.dpo.loss_type=[sigmoid,sft]"],
+        after("train"),
+    ),
+}
+# Files and options have tests of their own below.
+ELSEWHERE = {
+    *("model.path", "prompts.path", "seed_data.ift", "seed_data.eft", "evaluation.prompts", "evaluation.judging"),
+    *("training.sft", "training.dpo", "training.lora", "engine.vllm", "engine.openai", "seed_data"),
+}
+
+
+def names(model: type = Recipe, prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        inner = submodel(field)
+        whole_block = inner is None or prefix + name in ("engine.openai", "judge.engine", "judge.model", "seed_data")
+        if whole_block:
+            yield prefix + name
+        if inner is not None and prefix + name not in ("engine.openai", "judge.engine", "judge.model"):
+            yield from names(inner, f"{prefix}{name}.")
+
+
+def test_every_setting_of_the_recipe_is_edited_here() -> None:
+    assert set(names()) == {*EDITS, *TOGETHER, *ELSEWHERE}
+
+
+@pytest.mark.parametrize("setting", [name for name in EDITS if name not in TOGETHER])
+def test_an_edit_touches_the_right_stages(made: Path, setting: str) -> None:
+    value, expected = EDITS[setting]
+    assert touched(made, f"{setting}={value}") == expected
+
+
+@pytest.mark.parametrize("setting", sorted(TOGETHER))
+def test_edits_that_go_together_touch_the_right_stages(made: Path, setting: str) -> None:
+    edits, expected = TOGETHER[setting]
+    assert touched(made, *(edit.format(folder=made.parent) for edit in edits)) == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("training.sft.learning_rate=2e-3", {*SEED, *MADE, *EVALUATED}),
+        ("training.dpo.beta=0.2", after("train")),
+        ("training.dpo.max_length=512", after("pairs")),
+        ("training.lora.r=4", after("train")),
+        ("engine.vllm.max_model_len=64", {*after("responses"), *EVALUATED}),
+        ("training.dpo.logging_steps=7", set()),
+        ("training.dpo.save_steps=7", set()),
+        ("training.sft.dataloader_num_workers=1", set()),
+        ("engine.vllm.max_num_seqs=7", set()),
+        ("engine.vllm.gpu_memory_utilization=0.5", set()),
+    ],
+)
+def test_an_option_of_a_library_touches_the_right_stages(made: Path, option: str, expected: set[str]) -> None:
+    assert touched(made, option) == expected
+
+
+def _edit_text(path: Path) -> None:
+    path.write_text(path.read_text().replace("two", "2", 1) + " ")
+
+
+def _edit_weights(path: Path) -> None:
+    weights = load_file(path)
+    name = sorted(weights)[0]
+    weights[name][0] += 1
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("prompts.jsonl", {*PROMPTS, *MADE, *EVALUATED} - {"evaluate/0"}),
+        ("ift.jsonl", ALL_BUT_PROMPTS),
+        ("eft.jsonl", ALL_BUT_PROMPTS),
+        ("judge.txt", ALL_BUT_PROMPTS),
+        ("chat.jinja", ALL_BUT_PROMPTS),
+        ("heldout.jsonl", set(EVALUATED)),
+        ("judging.jsonl", set(EVALUATED)),
+        ("model/model.safetensors", ALL_BUT_PROMPTS),
+        ("model/tokenizer.json", ALL_BUT_PROMPTS),
+        ("model/chat_template.jinja", ALL_BUT_PROMPTS),
+        ("model/config.json", ALL_BUT_PROMPTS),
+    ],
+)
+def test_changed_bytes_under_the_same_path_are_seen(made: Path, file: str, expected: set[str]) -> None:
+    path = made.parent / file
+    before, times = path.read_bytes(), path.stat()
+    try:
+        (_edit_weights if path.suffix == ".safetensors" else _edit_text)(path)
+        # The time of modification can be set back; the bytes tell nevertheless.
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert touched(made) == expected
+    finally:
+        path.write_bytes(before)
+    assert touched(made) == set()
+
+
+def test_a_setting_is_read_by_a_stage_or_declared_to_touch_no_result() -> None:
+    declared = {name for listed in SETTINGS.values() for name in listed} | set(NO_RESULT)
+    unknown = {
+        n for n in names() if not any(n == d or n.startswith(f"{d}.") or d.startswith(f"{n}.") for d in declared)
+    }
+    assert unknown == set()
+
+
+def test_options_that_touch_no_result_are_options() -> None:
+    known = {name for source in (upstream.SFT, upstream.DPO, upstream.VLLM) for name in upstream.fields(source) or {}}
+    assert set(NO_RESULT_OPTIONS) <= known
+
+
+def test_a_change_that_touches_a_finished_stage_is_refused_with_the_ways_out(made: Path) -> None:
+    with pytest.raises(ValueError, match="would make otherwise") as refused:
+        selfreward.run(selfreward.load_recipe(made, ["training.dpo.beta=0.2"]))
+    run = made.parent / "runs" / "test"
+    assert str(refused.value).splitlines() == [
+        f"{run} has finished stages that this recipe would make otherwise, and a run is never overwritten.",
+        "What differs:",
+        "  training.dpo.beta: None -> 0.2",
+        "Stages it touches: iteration 1: train, iteration 1: evaluate, iteration 2: responses, "
+        "iteration 2: judgements, iteration 2: pairs, iteration 2: train, iteration 2: evaluate",
+        "Go on with one of:",
+        f"  selfreward resume {run} --from-iteration 1 training.dpo.beta=0.2",
+        "      sets aside iteration 1 and what follows, and makes them anew",
+        f"  selfreward fork {run} --iteration 1 --to NAME training.dpo.beta=0.2",
+        "      makes a new run, which shares what is before",
+        f"  selfreward resume {run}",
+        "      goes on with the recipe that the run has",
+    ]
+
+
+def test_a_hub_models_bytes_are_those_of_its_local_copy(made: Path, tmp_path: Path, monkeypatch) -> None:
+    """The cache of the hub, as its client lays it out."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--someone--model"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(made.parent / "model", cached / "snapshots" / ("0" * 40))
+    here, there = ModelSettings(path=str(made.parent / "model")), ModelSettings.model_construct(path="someone/model")
+    assert model_hash(there) == model_hash(here) != "missing"
+    fetch(there)
+    _edit_weights(cached / "snapshots" / ("0" * 40) / "model.safetensors")
+    assert model_hash(there) != model_hash(here)
+    with pytest.raises(ValueError, match="someone/other is no folder here, nor a hub model that can be loaded"):
+        fetch(ModelSettings.model_construct(path="someone/other"))

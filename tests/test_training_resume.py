@@ -1,0 +1,262 @@
+"""A training that was stopped or killed ends with the bytes of one that was not."""
+
+import os
+import shutil
+import signal
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_random_model
+from trainings import killed, logged, make_run, result, resumed_from
+
+from selfreward import stopping
+from selfreward.errors import DiskFull, Stopped
+from selfreward.rundir import Run
+from selfreward.stopping import Stop
+from selfreward.training.dpo import train_iteration
+from selfreward.training.sft import train_seed
+
+
+@pytest.fixture
+def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process that has not been asked to stop yet, and hears SIGTERM."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(stopping, "stop", Stop())
+    stopping.stop.listen(grace=60)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def train(run: Run, iteration: int) -> dict[str, Any]:
+    return train_iteration(run, iteration) if iteration else train_seed(run)
+
+
+def send(monkeypatch: pytest.MonkeyPatch, number: int, step: int) -> None:
+    """Sends this process a signal when a step of the trainer has been logged."""
+    log = Run.log
+
+    def then_signal(run: Run, metrics: dict[str, Any]) -> None:
+        log(run, metrics)
+        if metrics.get("step") == step and "loss" in metrics:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Run, "log", then_signal)
+
+
+def stop_in(monkeypatch: pytest.MonkeyPatch, run: Run, iteration: int, step: int) -> None:
+    """Trains until SIGTERM arrives in a step, and is heard at its end."""
+    with monkeypatch.context() as patch:
+        patch.setattr(stopping, "stop", Stop())
+        stopping.stop.listen(grace=60)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        send(patch, signal.SIGTERM, step - 1)
+        with pytest.raises(Stopped, match=f"stopped as asked in step {step} of 6"):
+            train(run, iteration)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_random_model: Path) -> Run:
+    run = make_run(tmp_path_factory.mktemp("undisturbed"), tiny_random_model)
+    train_iteration(run, 1)
+    assert list(logged(run, "loss")) == [1, 2, 3, 4, 5, 6]
+    return run
+
+
+def assert_equal(run: Run, undisturbed: Run, iteration: int = 1) -> None:
+    assert result(run, iteration) == result(undisturbed, iteration)
+    for figure in ("loss", "learning_rate", "grad_norm", "rewards/margins"):
+        assert logged(run, figure) == logged(undisturbed, figure)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+@pytest.mark.usefixtures("listening")
+def test_a_stop_in_any_step_changes_no_byte(tmp_path, tiny_random_model, undisturbed, monkeypatch, step) -> None:
+    run = make_run(tmp_path, tiny_random_model, dpo={"save_steps": 100})
+    stop_in(monkeypatch, run, 1, step)
+    assert not run.stage("model", 1).path.exists()
+    summary = train_iteration(run, 1)
+    assert resumed_from(run) == [step]
+    assert summary["steps"] == 6
+    assert_equal(run, undisturbed)
+
+
+@pytest.mark.usefixtures("listening")
+def test_a_stop_in_the_last_step_comes_after_the_training(tmp_path, tiny_random_model, undisturbed, monkeypatch):
+    run = make_run(tmp_path, tiny_random_model)
+    send(monkeypatch, signal.SIGTERM, step=5)
+    train_iteration(run, 1)
+    assert stopping.stop.requested
+    assert_equal(run, undisturbed)
+
+
+@pytest.mark.usefixtures("listening")
+def test_two_stops_one_after_the_other(tmp_path, tiny_random_model, undisturbed, monkeypatch) -> None:
+    run = make_run(tmp_path, tiny_random_model, dpo={"save_steps": 100})
+    for step in (2, 5):
+        stop_in(monkeypatch, run, 1, step)
+    train_iteration(run, 1)
+    assert resumed_from(run) == [2, 5]
+    assert_equal(run, undisturbed)
+
+
+OTHER_SETTINGS = {
+    "bfloat16": {"dtype": "bfloat16"},
+    "reference log-probabilities computed first": {"dpo": {"precompute_ref_log_probs": True}},
+    "the trainer's defaults": {"dpo": {"gradient_checkpointing": True}},
+    "accumulated gradients": {"dpo": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}},
+    "an end inside an epoch": {"dpo": {"max_steps": 5}},
+}
+
+
+@pytest.mark.parametrize("settings", OTHER_SETTINGS.values(), ids=OTHER_SETTINGS)
+def test_a_kill_changes_no_byte(tmp_path, tiny_random_model, monkeypatch, settings) -> None:
+    undisturbed = make_run(tmp_path / "undisturbed", tiny_random_model, **settings)
+    train_iteration(undisturbed, 1)
+    run = make_run(tmp_path / "killed", tiny_random_model, **settings)
+    with monkeypatch.context() as patch:
+        send(patch, signal.SIGKILL, step=5)
+        killed(lambda: train_iteration(run, 1))
+    train_iteration(run, 1)
+    assert resumed_from(run) == [4]
+    assert_equal(run, undisturbed)
+
+
+# What a training calls on its way to the disk, and in which of the calls it is killed.
+MOMENTS = [
+    ("the optimizer is written", torch, "save", 2, None),
+    ("the arguments of the third checkpoint are written", torch, "save", 9, 2),
+    ("a checkpoint is whole and has no marker", "selfreward.training.files", "write_sealed", 2, 1),
+    ("the checkpoint before it is removed", shutil, "rmtree", 2, 3),
+    ("what was trained is whole and has no marker", "selfreward.training.files", "write_sealed", 6, 5),
+    ("the last checkpoint is removed", shutil, "rmtree", 5, "merge"),
+    ("the model gets its name", os, "replace", -1, "merge"),
+    ("the adapter is copied", shutil, "copyfile", 1, "merge"),
+]
+
+
+@pytest.mark.parametrize(("_", "owner", "name", "call", "goes_on"), MOMENTS, ids=[moment[0] for moment in MOMENTS])
+def test_a_kill_while_something_is_written(
+    tmp_path, tiny_random_model, undisturbed, monkeypatch, _, owner, name, call, goes_on
+) -> None:
+    run = make_run(tmp_path, tiny_random_model)
+    with monkeypatch.context() as patch:
+        kill_in(patch, owner, name, call)
+        killed(lambda: train_iteration(run, 1))
+    before = len(logged(run, "loss"))
+    train_iteration(run, 1)
+    if goes_on == "merge":
+        assert resumed_from(run) == []
+        assert before == 6
+    else:
+        assert resumed_from(run) == ([] if goes_on is None else [goes_on])
+    assert_equal(run, undisturbed)
+
+
+def kill_in(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:
+    """Kills this process in a call of a function, counted from 1; -1 is the one onto a model's name."""
+    owner = __import__(owner, fromlist=["_"]) if isinstance(owner, str) else owner
+    function, calls = getattr(owner, name), []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) == call or (call == -1 and str(args[-1]).endswith("/model")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+
+    patch.setattr(owner, name, counted)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.usefixtures("listening")
+def test_the_seed_stage_resumes_as_well(tmp_path, monkeypatch, tied) -> None:
+    model = make_random_model(tmp_path / "model", seed=0, tied=tied)
+    undisturbed = make_run(tmp_path / "undisturbed", model, "bfloat16", seeded=True)
+    train_seed(undisturbed)
+    run = make_run(tmp_path / "stopped", model, "bfloat16", seeded=True)
+    stop_in(monkeypatch, run, 0, step=2)
+    with monkeypatch.context() as patch:
+        send(patch, signal.SIGKILL, step=5)
+        killed(lambda: train_seed(run))
+    summary = train_seed(run)
+    assert resumed_from(run) == [2, 4]
+    assert summary["examples"] == 9
+    assert_equal(run, undisturbed, iteration=0)
+
+
+def test_the_mean_loss_is_that_of_all_steps(tmp_path, tiny_random_model, monkeypatch) -> None:
+    """Whatever is logged when, and however often the training was interrupted."""
+    run = make_run(tmp_path, tiny_random_model, dpo={"logging_steps": 4, "save_steps": 3})
+    with monkeypatch.context() as patch:
+        send(patch, signal.SIGKILL, step=4)
+        killed(lambda: train_iteration(run, 1))
+    summary = train_iteration(run, 1)
+    every = make_run(tmp_path / "every", tiny_random_model)
+    train_iteration(every, 1)
+    losses = list(logged(every, "loss").values())
+    assert summary["train_loss"] == pytest.approx(sum(losses) / 6)
+    assert list(logged(run, "loss")) == [3, 4, 6]
+
+
+def test_a_checkpoint_of_another_number_of_ranks_is_not_taken(tmp_path, tiny_random_model, undisturbed, monkeypatch):
+    from selfreward.training.files import mark, marked
+
+    run = make_run(tmp_path, tiny_random_model)
+    with monkeypatch.context() as patch:
+        send(patch, signal.SIGKILL, step=3)
+        killed(lambda: train_iteration(run, 1))
+    (checkpoint,) = (run.stage("train", 1).path / "checkpoints").glob("checkpoint-*")
+    mark(checkpoint, {**marked(checkpoint), "ranks": 2})
+    train_iteration(run, 1)
+    assert resumed_from(run) == []
+    assert_equal(run, undisturbed)
+
+
+def test_what_is_left_holds_no_pickle_and_no_checkpoint(tmp_path, tiny_random_model) -> None:
+    run = make_run(tmp_path, tiny_random_model, seeded=True, tracking={"report_to": ["tensorboard"]})
+    for iteration in (0, 1):
+        train(run, iteration)
+    files = [path for path in run.path.rglob("*") if path.is_file()]
+    assert not [path for path in files if zipfile.is_zipfile(path) or path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert not [path for path in files if "checkpoint" in str(path.relative_to(run.path))]
+    left = {str(path.relative_to(run.path / "iter_1")) for path in files if path.is_relative_to(run.path / "iter_1")}
+    assert {"train/adapter/adapter_config.json", "train/adapter/adapter_model.safetensors", "train/probes.json"} < left
+    assert [name for name in left if name.startswith("train/runs/events.out.tfevents.")]
+
+
+def leave(patch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    usage = shutil.disk_usage("/")
+    patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=num_bytes))
+
+
+def test_a_disk_too_small_for_a_checkpoint_stops_before_it_is_written(tmp_path, tiny_random_model, monkeypatch) -> None:
+    run = make_run(tmp_path, tiny_random_model)
+    leave(monkeypatch, 100_000)
+    with pytest.raises(
+        DiskFull, match=r"a checkpoint needs about 0\.1 MiB, and .*/train has 0\.1 MiB left\. Make room"
+    ):
+        train_iteration(run, 1)
+    assert not list((run.stage("train", 1).path / "checkpoints").glob("checkpoint-*"))
+
+
+def test_a_disk_too_small_for_the_model_costs_no_training(
+    tmp_path, tiny_random_model, undisturbed, monkeypatch
+) -> None:
+    run = make_run(tmp_path, tiny_random_model)
+    with monkeypatch.context() as patch:
+        log = Run.log
+        patch.setattr(
+            Run, "log", lambda run, metrics: (log(run, metrics), "train_loss" in metrics and leave(patch, 300_000))
+        )
+        with pytest.raises(DiskFull, match=r"the model of iteration 1 needs about 0\.4 MiB, and .* has 0\.3 MiB left"):
+            train_iteration(run, 1)
+    assert not run.stage("model", 1).path.exists()
+    before = (run.path / "metrics.jsonl").read_bytes()
+    train_iteration(run, 1)
+    assert (run.path / "metrics.jsonl").read_bytes() == before
+    assert_equal(run, undisturbed)
