@@ -179,10 +179,10 @@ def holder(folder: Path) -> Holder | None:
     return Holder(entry.host, entry.pid, entry.started, certain=not free)
 
 
-def watch_holder(folder: Path, poll: float = 2.0) -> None:
+def watch_holder(folder: Path, poll: float = 0.5) -> None:
     """Ends this process once the holder that started it is dead; looks every ``poll`` seconds, in a thread.
 
-    It gets SIGTERM, and ``END`` seconds later it ends in any case. Does nothing in a process that no holder started.
+    At once, as the run may already have another holder. Does nothing in a process that no holder started.
     """
     if token := os.environ.get(VARIABLE):
         threading.Thread(target=_watch, args=(folder / NAME, token, poll), name="watch_holder", daemon=True).start()
@@ -191,7 +191,8 @@ def watch_holder(folder: Path, poll: float = 2.0) -> None:
 def _watch(path: Path, token: str, poll: float) -> None:
     while _lives(path, token):
         time.sleep(poll)
-    _end(f"the process that started this one and held {path} is gone: this one ends too", threading.Event())
+    _say(f"the process that started this one and held {path} is gone: this one ends too")
+    os._exit(RunLocked.exit_status)
 
 
 def _lives(path: Path, token: str) -> bool:

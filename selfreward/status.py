@@ -62,7 +62,8 @@ def lines(state: dict[str, Any]) -> list[str]:
     if state["forked_from"]:
         found.append("fork of {run}, from iteration {iteration} on".format(**state["forked_from"]))
     if writer := state["writer"]:
-        found.append("running: process {pid} on {host}, since {started}".format(**writer))
+        state_of_it = "running" if writer["certain"] else "running, or ended without a word"
+        found.append("{}: process {pid} on {host}, since {started}".format(state_of_it, **writer))
     stages = [(f"{e['iteration']}/{name}", stage) for e in state["iterations"] for name, stage in e["stages"].items()]
     found += [f"stale: {name} {'; '.join(s['changes'])}".rstrip() for name, s in stages if s["state"] == "stale"]
     if begun := [name for name, stage in stages if stage["state"] == "begun"]:

@@ -227,7 +227,7 @@ def random_kills(lab: Lab, kills: int, seed: int, figures: Figures) -> Figures:
 def _wait_for_moment(lab: Lab, name: str, attempt: Attempt, rng: random.Random) -> None:
     """Waits until a random moment of one of the next three stages, or of the start."""
     run, seconds = lab.run(name), lab.seconds()
-    left = [folder for folder in seconds if not (run / folder / MARKER).is_file()]
+    left = [folder for folder in seconds if not (run / folder / MARKER).is_file() and not folder.endswith("judgements")]
     target = rng.choice([None, *left[:3]])
     moment = rng.random()
     if target is None:
@@ -289,3 +289,77 @@ def failing_operations(lab: Lab, chosen: Iterable[int] | None, seed: int, figure
         figures.problems += filter(None, [lab.finish(name)])
         lab.close(name, figures, witness)
     return figures
+
+
+STOPPED_IN = ("seed/train", "seed/evaluate", "iter_1/responses", "iter_1/train", "iter_1/evaluate")
+
+
+def stops(lab: Lab, folders: Iterable[str], figures: Figures) -> Figures:
+    """Asks runs to stop in the middle of a stage, and resumes them."""
+    for folder in folders:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            name = f"stopped-{folder.replace('/', '-')}-{number.name}"
+            witness = Witness(lab.run(name), lab.reference, figures)
+            attempt = lab.start(name)
+            wait_for_middle(lab.run(name) / folder, attempt)
+            attempt.signal(number)
+            asked = time.monotonic()
+            status = attempt.wait()
+            took = time.monotonic() - asked
+            figures.faults[f"{number.name} in {folder}"] += 1
+            figures.ends[f"exit status {status}"] += 1
+            kept = is_kept(lab.run(name) / folder)
+            if status != 75 or not kept or took > GRACE:
+                what = f"ended with {status} after {took:.1f} s, kept what was finished: {kept}"
+                figures.problems.append(f"{name}: {what}:\n{attempt.output[-2000:]}")
+            witness.look()
+            figures.problems += filter(None, [lab.finish(name)])
+            lab.close(name, figures, witness)
+    return figures
+
+
+GRACE = 60.0
+
+
+def wait_for_middle(folder: Path, attempt: Attempt) -> None:
+    """Waits until something of a stage is finished, or the attempt is over."""
+    wait_for_stage(folder, attempt)
+    while not attempt.over and not is_kept(folder):
+        time.sleep(0.001)
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether a stage that is under way has something to go on from."""
+    done = (folder / MARKER).is_file() or any(folder.glob("checkpoints/*/complete.json"))
+    return done or bool(_whole_lines(folder / JOURNAL))
+
+
+def prepare(folder: Path, forge: Forge, num_prompts: int, *overrides: str) -> Lab:
+    """A run of a random model, a scripted engine and the real trainers: all stages, in seconds."""
+    from conftest import make_random_model
+
+    folder.mkdir(parents=True, exist_ok=True)
+    make_random_model(folder / "model", seed=0)
+    tasks = [f"Name {number} animals." for number in range(num_prompts)]
+    rows = [{"prompt": task, "response": "fox owl", "judgement": "count two yes\nScore: 2"} for task in tasks]
+    for name, lines in (("prompts", [{"prompt": task} for task in tasks]), ("graded", rows)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "judge.txt").write_text("Review this answer.\nTask: {prompt}\nAnswer: {response}")
+    (folder / "run.yaml").write_text(RECIPE_TEXT)
+    return Lab(folder, forge, folder / "run.yaml", overrides)
+
+
+RECIPE_TEXT = """
+name: chaos
+iterations: 3
+model: {path: model, dtype: float32}
+seed_data: {ift: graded.jsonl, eft: graded.jsonl}
+prompts: {path: prompts.jsonl}
+responses: {n: 4}
+judge: {template: judge.txt, votes: 2}
+training:
+  sft: {max_steps: 4, save_steps: 1, gradient_checkpointing: false}
+  dpo: {max_steps: 4, save_steps: 1, learning_rate: 1e-3, per_device_train_batch_size: 4, gradient_checkpointing: false}
+engine: {name: "scripts:Numbers", max_in_flight: 3}
+evaluation: {prompts: prompts.jsonl, judging: graded.jsonl}
+"""

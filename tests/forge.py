@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import errno
-import io
 import multiprocessing
 import os
 import signal
@@ -146,11 +145,14 @@ class Disk:
         self._stand_in(os, "fsync", "fsync", _path_of)
         self._stand_in(os, "replace", "replace", lambda source, target: target)
         self._stand_in(os, "mkdir", "mkdir", lambda path, *mode, **options: path)
-        self._stand_in(safetensors.torch, "save_file", "safetensors", lambda tensors, path, *rest, **options: path)
-        self._stand_in(torch, "save", "torch", lambda content, path, *rest, **options: path)
-        self._stand_in(PreTrainedTokenizerFast, "_save_pretrained", "tokenizer", lambda self, path, *rest, **o: path)
+        self._stand_in(
+            safetensors.torch, "save_file", "safetensors", lambda tensors, filename, *rest, **options: filename
+        )
+        self._stand_in(torch, "save", "torch", lambda obj, f, *rest, **options: f)
+        self._stand_in(
+            PreTrainedTokenizerFast, "_save_pretrained", "tokenizer", lambda self, save_directory, **o: save_directory
+        )
         self._stand_in(builtins, "open", "open", _written_to)
-        io.open = builtins.open
 
     def _stand_in(self, owner: Any, name: str, kind: str, path_of: Callable[..., Any]) -> None:
         original = getattr(owner, name)
@@ -163,13 +165,13 @@ class Disk:
                 return original(*args, **options)
             with self._around(kind, os.path.abspath(path)) as fails:
                 if fails:
-                    _fail(kind, int(self._fault.effect), original, args, options)
+                    _fail(kind, os.path.abspath(path), int(self._fault.effect), original, args, options)
                 return original(*args, **options)
 
         setattr(owner, name, operation)
         for module in list(sys.modules.values()):
-            if getattr(module, "__dict__", {}).get(name) is original:
-                setattr(module, name, operation)
+            for other in [key for key, value in vars(module).items() if value is original]:
+                setattr(module, other, operation)
 
     @contextmanager
     def _around(self, kind: str, path: str) -> Iterator[bool]:
@@ -191,8 +193,8 @@ def _written_to(file: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
     return file if set(mode) & set("wax+") else None
 
 
-def _fail(kind: str, number: int, original: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> None:
-    """Ends an operation as a disk does that is full or broken, each library in its own words; half may be written."""
+def _fail(kind: str, path: str, number: int, original: Callable[..., Any], args: Any, options: Any) -> None:
+    """Ends an operation as on a disk that is full or broken, in each library's own words; half may be written."""
     words = f"{os.strerror(number)} (os error {number})"
     if kind == "write":
         original(args[0], bytes(args[1])[: len(args[1]) // 2])
@@ -200,7 +202,7 @@ def _fail(kind: str, number: int, original: Callable[..., Any], args: tuple[Any,
         original(*args, **options).close()
     if kind == "torch":
         original(*args, **options)
-        os.truncate(args[1], os.path.getsize(args[1]) // 2)
+        os.truncate(path, os.path.getsize(path) // 2)
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
     if kind == "safetensors":
         from safetensors import SafetensorError
@@ -208,7 +210,7 @@ def _fail(kind: str, number: int, original: Callable[..., Any], args: tuple[Any,
         raise SafetensorError(f"Error while serializing: I/O error: {words}")
     if kind == "tokenizer":
         raise Exception(words)
-    raise OSError(number, os.strerror(number), None if kind in ("write", "fsync") else str(args[0]))
+    raise OSError(number, os.strerror(number), None if kind in ("write", "fsync") else path)
 
 
 ERRORS = (errno.ENOSPC, errno.EIO)

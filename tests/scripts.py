@@ -1,7 +1,13 @@
 """Engines that follow a script, named in test recipes as ``engine.name=scripts:CLASS``."""
 
+import asyncio
+import random
+from collections.abc import Sequence
+
+from selfreward.engines import Completion, SamplingParams
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.judges.additive import AdditiveJudge
+from selfreward.records import Message
 
 REVIEW = "Review"
 
@@ -15,6 +21,16 @@ def numbers(model: str, text: str, seed: int) -> str:
 
 class Numbers(ScriptedEngine):
     script = staticmethod(numbers)
+
+
+class Slow(Numbers):
+    """The same answers, each after a while of its own, so that a stage lasts and its requests end in any order."""
+
+    async def sample(
+        self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
+    ) -> list[Completion]:
+        await asyncio.sleep(random.SystemRandom().uniform(0, 0.1))
+        return await super().sample(messages, params, seeds)
 
 
 class Ties(ScriptedEngine):

@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,6 +216,51 @@ def test_a_checkpoint_of_another_number_of_ranks_is_not_taken(tmp_path, tiny_ran
     mark(checkpoint, {**marked(checkpoint), "ranks": 2})
     train_iteration(run, 1)
     assert resumed_from(run) == []
+    assert_equal(run, undisturbed)
+
+
+STOPPED_ON_ONE_RANK = """
+import os, sys
+from selfreward import stopping
+from selfreward.errors import Stopped
+from selfreward.launchers import leave_group
+from selfreward.rundir import Run
+from selfreward.training.dpo import train_iteration
+
+class InStep3(stopping.Stop):
+    steps = 0
+
+    @property
+    def requested(self):
+        self.steps += 1
+        return self.steps >= 3
+
+undisturbed, run = map(Run.open, sys.argv[1:])
+train_iteration(undisturbed, 1)
+before = stopping.stop
+if os.environ["RANK"] == "1":
+    stopping.stop = InStep3()
+try:
+    train_iteration(run, 1)
+except Stopped as error:
+    print(">", os.environ["RANK"], error, flush=True)
+stopping.stop = before
+train_iteration(run, 1)
+leave_group()
+"""
+
+
+def test_two_ranks_stop_in_the_same_step(tmp_path, tiny_random_model) -> None:
+    undisturbed, run = (make_run(tmp_path / name, tiny_random_model) for name in ("undisturbed", "stopped"))
+    (tmp_path / "script.py").write_text(STOPPED_ON_ONE_RANK)
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch += ["--config_file", "configs/accelerate/cpu_2_processes.yaml"]
+    command = [*launch, str(tmp_path / "script.py"), str(undisturbed.path), str(run.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = sorted(line for line in done.stdout.splitlines() if line.startswith(">"))
+    assert said == [f"> {rank} stopped as asked in step 3 of 4, and saved" for rank in (0, 1)]
+    assert resumed_from(run) == [3]
     assert_equal(run, undisturbed)
 
 

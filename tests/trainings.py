@@ -38,8 +38,9 @@ def make_run(
         "seed_data": {"ift": "ift.jsonl", "eft": "eft.jsonl"} if seeded else None,
         "training": {
             "lora": {"r": 4, "lora_dropout": 0.1},
-            "dpo": {"learning_rate": 1e-3, **own, **training.get("dpo", {})},
-            "sft": {"learning_rate": 1e-3, **own, **training.get("sft", {})},
+            # Dropout, and noise on the embeddings: what is drawn at random must go on where it was.
+            "dpo": {"learning_rate": 1e-3, "disable_dropout": False, **own, **training.get("dpo", {})},
+            "sft": {"learning_rate": 1e-3, "neftune_noise_alpha": 5.0, **own, **training.get("sft", {})},
         },
         "tracking": training.get("tracking", {}),
         "engine": {"name": "scripts:Numbers"},

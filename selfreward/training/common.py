@@ -21,7 +21,7 @@ from selfreward.records import derive_seed
 from selfreward.rundir import Run
 from selfreward.serving import has_gpu
 from selfreward.training.checkpoints import Checkpoints
-from selfreward.training.files import discard, mark, require_room
+from selfreward.training.files import discard, mark, marked, require_room
 from selfreward.training.finite import LOWER
 from selfreward.training.probes import log_probs
 from selfreward.training.rounding import round_stochastically
@@ -128,11 +128,6 @@ def prove(run: Run, iteration: int, ids: list[list[int]], previous: LogProbs, po
     return {"merge_difference": evidence.greatest, "merge_share": evidence.share}
 
 
-def first_rank() -> bool:
-    """Whether this process is the one that writes, also where no trainer has joined the ranks."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 class Watch(TrainerCallback):
     """Shows the trainer's steps, and puts its logs into ``metrics.jsonl`` beside the loop's."""
 
@@ -202,15 +197,14 @@ def train(trainer: Trainer, run: Run, iteration: int) -> dict[str, Any]:
     return {"steps": trainer.state.global_step, "train_loss": mean_loss(trainer.state), **figures}
 
 
-def keep_trained(trainer: Trainer, run: Run, iteration: int, summary: dict[str, Any]) -> None:
-    """Saves what was trained in ``checkpoints/trained``, with the summary: what is left to do needs no trainer.
+def keep_trained(trainer: Trainer, folder: Path, summary: dict[str, Any]) -> None:
+    """Saves what was trained as ``trained`` among the checkpoints: what is left to do needs no trainer.
 
     Every rank takes part, as under FSDP and ZeRO-3 each has a share of the weights.
 
     Raises:
         DiskFull: the disk has no room for it.
     """
-    folder = checkpoints_folder(run, iteration)
     if trainer.is_world_process_zero():
         # Trained weights are float32.
         require_room(folder, 4 * get_model_param_count(trainer.model, trainable_only=True), "what was trained")
@@ -220,6 +214,14 @@ def keep_trained(trainer: Trainer, run: Run, iteration: int, summary: dict[str, 
         mark(folder / "trained", summary)
         for checkpoint in folder.glob("checkpoint-*"):
             discard(checkpoint)
+
+
+def trained_before(folder: Path, args: TrainingArguments) -> dict[str, Any] | None:
+    """The summary of a training that came to its end, and was interrupted before its stage did. Called by every rank."""
+    summary = marked(folder / "trained")
+    # All have looked before the first one goes on and removes it.
+    args.distributed_state.wait_for_everyone()
+    return summary
 
 
 def mean_loss(state: TrainerState) -> float:

@@ -23,17 +23,17 @@ from selfreward.records import PreferencePair, derive_seed
 from selfreward.rundir import Run
 from selfreward.training.common import (
     checkpoints_folder,
-    first_rank,
     keep_trained,
     load_alone,
     load_model,
     prove,
     save_model,
     train,
+    trained_before,
     trainer_options,
     with_defaults,
 )
-from selfreward.training.files import discard, marked
+from selfreward.training.files import discard
 from selfreward.training.finite import FiniteDPOTrainer
 from selfreward.training.probes import NUM_TEXTS, log_probs, probe_ids
 
@@ -60,28 +60,30 @@ def train_iteration(run: Run, iteration: int) -> dict[str, Any]:
         HandoverError: the merged model is not the trained policy.
     """
     folder = checkpoints_folder(run, iteration)
-    summary = marked(folder / "trained") or train_adapter(run, iteration)
-    if first_rank():
+    args = DPOConfig(**trainer_options(run, iteration, with_defaults(DEFAULTS, run.recipe.training.dpo)))
+    summary = trained_before(folder, args)
+    if summary is None:
+        summary = train_adapter(run, iteration, args)
+    if args.process_index == 0:
         summary |= merge(run, iteration, folder / "trained")
         _keep_adapter(folder / "trained", folder.with_name("adapter"))
         discard(folder)
     return summary
 
 
-def train_adapter(run: Run, iteration: int) -> dict[str, Any]:
+def train_adapter(run: Run, iteration: int, args: DPOConfig) -> dict[str, Any]:
     """Leaves the adapter in ``train/checkpoints/trained``, marked with the summary, which is returned."""
     source = run.model_path(iteration)
-    settings = run.recipe.training
     rows = preference_rows(run, iteration)
     trainer = FiniteDPOTrainer(
         model=load_model(source, run),
-        args=DPOConfig(**trainer_options(run, iteration, with_defaults(DEFAULTS, settings.dpo))),
+        args=args,
         train_dataset=Dataset.from_list(rows),
         processing_class=load_tokenizer(source, run.recipe.model),
-        peft_config=LoraConfig(**{**LORA_DEFAULTS, **settings.lora}, task_type="CAUSAL_LM"),
+        peft_config=LoraConfig(**{**LORA_DEFAULTS, **run.recipe.training.lora}, task_type="CAUSAL_LM"),
     )
     summary = {"examples": len(rows), **train(trainer, run, iteration)}
-    keep_trained(trainer, run, iteration, summary)
+    keep_trained(trainer, checkpoints_folder(run, iteration), summary)
     return summary
 
 

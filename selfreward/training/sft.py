@@ -15,17 +15,17 @@ from selfreward.prompts.dataset import read_demonstrations, read_graded
 from selfreward.rundir import Run
 from selfreward.training.common import (
     checkpoints_folder,
-    first_rank,
     keep_trained,
     load_alone,
     load_model,
     prove,
     save_model,
     train,
+    trained_before,
     trainer_options,
     with_defaults,
 )
-from selfreward.training.files import discard, marked
+from selfreward.training.files import discard
 from selfreward.training.finite import FiniteSFTTrainer
 from selfreward.training.probes import log_probs, probe_ids
 
@@ -50,31 +50,35 @@ def train_seed(run: Run) -> dict[str, Any]:
         HandoverError: the saved model is not the trained one.
     """
     folder = checkpoints_folder(run, 0)
-    summary = marked(folder / "trained") or train_weights(run)
-    if first_rank():
+    options = with_defaults(DEFAULTS, run.recipe.training.sft)
+    args = SFTConfig(**trainer_options(run, 0, options))
+    summary = trained_before(folder, args)
+    if summary is None:
+        summary = train_weights(run, args)
+    if args.process_index == 0:
         summary |= save_seed(run, folder / "trained")
         discard(folder)
     return summary
 
 
-def train_weights(run: Run) -> dict[str, Any]:
+def train_weights(run: Run, args: SFTConfig) -> dict[str, Any]:
     """Leaves the weights in float32 in ``train/checkpoints/trained``, marked with the summary, which is returned."""
     source = run.model_path(0)
-    options = with_defaults(DEFAULTS, run.recipe.training.sft)
     tokenizer = load_tokenizer(source, run.recipe.model)
     every = seed_rows(run)
+    options = run.recipe.training.sft
     rows = [row for row in every if fits(tokenizer, [*row["prompt"], *row["completion"]], options)]
     if not rows:
         raise ValueError(f"none of {len(every)} examples of seed_data fits: raise training.sft.max_length")
     trainer = FiniteSFTTrainer(
         # In bfloat16 most steps of this size are lost in rounding: master weights are float32, computing is not.
         model=load_model(source, run, torch.float32),
-        args=SFTConfig(**trainer_options(run, 0, options)),
+        args=args,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
     summary = {"examples": len(rows), "too_long": len(every) - len(rows), **train(trainer, run, 0)}
-    keep_trained(trainer, run, 0, summary)
+    keep_trained(trainer, checkpoints_folder(run, 0), summary)
     return summary
 
 
