@@ -18,4 +18,10 @@ shift
 cd "${SLURM_SUBMIT_DIR:-.}"
 # An environment made by `make install` or by hand; the one that is active otherwise.
 [[ -x .venv/bin/selfreward ]] && PATH="$PWD/.venv/bin:$PATH"
-exec srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" selfreward run "$RECIPE" "$@"
+status=0
+srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" selfreward run "$RECIPE" "$@" || status=$?
+# 75: stopped as asked, before its end. The job goes on where it was.
+if ((status == 75)); then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

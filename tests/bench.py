@@ -83,8 +83,9 @@ def bench_journal(rounds: int) -> None:
     print(f"time in the journal: {Timed.spent / total:.2%} ({Timed.spent / rounds / count * 1e6:.1f} us a response)")
 
 
-DECIDE = """
-import resource, sys, time
+DECIDE = r"""
+import re, sys, time
+from pathlib import Path
 started = time.perf_counter()
 from selfreward.rundir import Run
 from selfreward.plan import Step
@@ -93,7 +94,8 @@ run = Run.open(sys.argv[1])
 run.begin(Step("judgements", 1))
 with run.stage("judgements", 1).journal() as journal:
     decided = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # The kernel's own ru_maxrss has what the parent held before exec.
+    peak = int(re.search("VmHWM:\s+([0-9]+)", Path("/proc/self/status").read_text())[1]) / 1024
     print(f"{len(journal):,} judgements known after {decided - imported:.2f} s and {peak:.0f} MiB "
           f"(imports before that: {imported - started:.2f} s)")
 """

@@ -228,13 +228,13 @@ def _wait_for_moment(lab: Lab, name: str, attempt: Attempt, rng: random.Random) 
     """Waits until a random moment of one of the next three stages, or of the start."""
     run, seconds = lab.run(name), lab.seconds()
     left = [folder for folder in seconds if not (run / folder / MARKER).is_file() and not folder.endswith("judgements")]
-    target = rng.choice([None, *left[:3]])
     moment = rng.random()
-    if target is None:
-        time.sleep(0.5 * moment)
+    if rng.random() < 0.1:
+        time.sleep(moment)
         return
+    target = rng.choice(left[:3])
     wait_for_stage(run / target, attempt)
-    time.sleep(max(seconds[target], 0.05) * moment)
+    time.sleep(max(seconds[target], 0.01) * moment)
 
 
 def wait_for_stage(folder: Path, attempt: Attempt) -> None:

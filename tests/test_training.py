@@ -10,12 +10,18 @@ from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
 from test_chat import BUILDERS
+from trainings import logged, make_run
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import selfreward
 from selfreward.chat import ChatEncoder, load_tokenizer
 from selfreward.config import ModelSettings
+from selfreward.errors import HandoverError
+from selfreward.training import common
+from selfreward.training.dpo import train_iteration
+from selfreward.training.rounding import round_stochastically
+from selfreward.training.sft import train_seed
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -95,3 +101,78 @@ def _ends_the_turn(tokenizer, ids: list[int]) -> bool:
     """Whether a control token follows the text of the completion."""
     control = set(tokenizer.added_tokens_decoder)
     return any(token in control for token in ids[1:])
+
+
+@pytest.mark.parametrize("iteration", [0, 1])
+def test_a_loss_that_is_not_a_number_ends_the_training_in_its_step(tmp_path, tiny_random_model, iteration) -> None:
+    broken = {"learning_rate": 1e30, "max_grad_norm": 1e30}
+    run = make_run(tmp_path, tiny_random_model, seeded=iteration == 0, dpo=broken, sft=broken)
+    with pytest.raises(
+        ValueError, match=r"the training loss became nan in step 2\. Lower the learning_rate, or set max"
+    ):
+        train_iteration(run, 1) if iteration else train_seed(run)
+    assert list(logged(run, "loss")) == [1]
+    checkpoints = (run.stage("train", iteration).path / "checkpoints").glob("checkpoint-*")
+    assert [path.name for path in checkpoints] == ["checkpoint-1"]
+    assert not run.stage("model", iteration).path.exists()
+
+
+def test_a_gradient_that_is_not_a_number_gets_into_no_checkpoint(tmp_path, tiny_random_model) -> None:
+    """The loss is still one: at the first step policy and reference are the same."""
+    run = make_run(tmp_path, tiny_random_model, dpo={"beta": 1e38})
+    with pytest.raises(ValueError, match=r"the gradient became (inf|nan) in step 1\. Lower the learning_rate"):
+        train_iteration(run, 1)
+    assert not list((run.stage("train", 1).path / "checkpoints").glob("checkpoint-*"))
+
+
+def test_weights_that_are_not_numbers_become_no_model(tmp_path, tiny_random_model) -> None:
+    run = make_run(tmp_path, tiny_random_model, dpo={"learning_rate": 1e39, "max_steps": 1})
+    with pytest.raises(ValueError, match="the trained model gives log-probabilities that are not numbers. Lower"):
+        train_iteration(run, 1)
+    model = AutoModelForCausalLM.from_pretrained(tiny_random_model)
+    # No probe has this token.
+    model.get_input_embeddings().weight.data[-1] = torch.nan
+    with pytest.raises(ValueError, match="the trained model of iteration 1 has weights that are not numbers. Lower"):
+        common.save_model(model, run, str(tiny_random_model), 1)
+    assert not run.stage("model", 1).path.exists()
+
+
+@pytest.mark.parametrize(("dtype", "step"), [(torch.bfloat16, 2**-7), (torch.float16, 2**-10)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rounding_keeps_the_mean_and_what_needs_none(dtype: torch.dtype, step: float, sign: int) -> None:
+    layer = torch.nn.Linear(100_000, 1)
+    layer.weight.data.fill_(sign * (1 + step / 4))
+    layer.bias.data.fill_(sign * (1 + step))
+    round_stochastically(layer, dtype, seed=0)
+    assert layer.weight.unique().tolist() == sorted([sign * 1.0, sign * (1 + step)])
+    assert layer.weight.double().mean().item() == pytest.approx(sign * (1 + step / 4), abs=step / 100)
+    assert layer.bias.item() == sign * (1 + step)
+    again = torch.nn.Linear(100_000, 1)
+    again.weight.data.fill_(sign * (1 + step / 4))
+    round_stochastically(again, dtype, seed=0)
+    assert again.weight.equal(layer.weight)
+
+
+TINY = Path(selfreward.__file__).parent / "tiny" / "model"
+
+
+def test_the_merge_in_bfloat16_keeps_a_change_below_its_grid(tmp_path) -> None:
+    """At this learning rate most weights move by less than half the distance to their neighbours."""
+    run = make_run(tmp_path, TINY, "bfloat16", dpo={"learning_rate": 1e-5})
+    summary = train_iteration(run, 1)
+    assert summary["merge_share"] == pytest.approx(1, abs=0.2)
+    assert 0 < summary["merge_difference"] < 0.1
+
+
+def test_a_merge_that_loses_the_change_is_refused(tmp_path, monkeypatch) -> None:
+    """To the nearest, the same weights fall back to where they were."""
+    monkeypatch.setattr(common, "round_stochastically", lambda model, dtype, seed: None)
+    run = make_run(tmp_path, TINY, "bfloat16", dpo={"learning_rate": 1e-5})
+    with pytest.raises(HandoverError, match=r"and \d+% of the change is in it\. Set model\.dtype to float32"):
+        train_iteration(run, 1)
+
+
+def test_a_training_that_changes_nothing_is_refused(tmp_path, tiny_random_model) -> None:
+    run = make_run(tmp_path, tiny_random_model, dpo={"learning_rate": 0.0})
+    with pytest.raises(HandoverError, match="training changed nothing: .* Raise the learning_rate"):
+        train_iteration(run, 1)

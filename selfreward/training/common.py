@@ -217,7 +217,7 @@ def keep_trained(trainer: Trainer, folder: Path, summary: dict[str, Any]) -> Non
 
 
 def trained_before(folder: Path, args: TrainingArguments) -> dict[str, Any] | None:
-    """The summary of a training that came to its end, and was interrupted before its stage did. Called by every rank."""
+    """The summary of a training that was interrupted after its last step, or None. Called by every rank."""
     summary = marked(folder / "trained")
     # All have looked before the first one goes on and removes it.
     args.distributed_state.wait_for_everyone()

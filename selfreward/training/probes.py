@@ -51,6 +51,6 @@ def log_probs(model: torch.nn.Module, texts: Sequence[Sequence[int]]) -> LogProb
         logits = model(input_ids=tokens).logits[0, :-1].float()
         chosen = logits.log_softmax(-1).gather(-1, tokens[0, 1:, None]).squeeze(-1)
         if not bool(chosen.isfinite().all()):
-            raise ValueError(f"the model gives log-probabilities that are not numbers. {LOWER}")
+            raise ValueError(f"the trained model gives log-probabilities that are not numbers. {LOWER}")
         figures.append(chosen.tolist())
     return figures
