@@ -27,6 +27,7 @@ def load_tokenizer(path: str, settings: ModelSettings) -> PreTrainedTokenizerBas
     Raises:
         ValueError: there is no chat template, or no EOS token to end a response with.
     """
+    from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
     revision = None if Path(path).is_dir() else settings.revision
@@ -45,15 +46,21 @@ def load_tokenizer(path: str, settings: ModelSettings) -> PreTrainedTokenizerBas
         raise ValueError(f"the tokenizer of {path} has no EOS token, so no response could end. Set eos_token in it")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except TemplateError as error:
+        raise ValueError(f"the chat template of {path} can't be rendered: {error}. Mend model.chat_template") from error
     return tokenizer
 
 
 @contextmanager
 def model_errors(path: str) -> Iterator[None]:
     """Turns a model that can't be found or read into a ValueError."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"model.path: {path} is no folder here, nor a hub model that can be loaded: {reason} "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfreward import stages
+from selfreward import secrets, stages
 from selfreward.config import load_recipe
 from selfreward.errors import Damaged, SelfrewardError, Stopped, disk_error
 from selfreward.progress import console
@@ -209,7 +209,9 @@ def main() -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore", FutureWarning)
+    secrets.install()
     try:
+        secrets.refuse(sys.argv[1:])
         app()
     except Stopped as error:
         console.print(f"{error}. Go on with selfreward resume, or the same command", style="yellow", markup=False)

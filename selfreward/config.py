@@ -9,6 +9,7 @@ against the fields of the installed versions (:mod:`selfreward.upstream`).
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +17,26 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from selfreward import upstream
-from selfreward.recipe_file import STORED, RecipeError, RecipeFile, RecipePath, edit, is_stored, read
+from selfreward import secrets, upstream
+from selfreward.recipe_file import (
+    STORED,
+    OptionError,
+    RecipeError,
+    RecipeFile,
+    RecipePath,
+    edit,
+    is_stored,
+    read,
+    shown,
+    texts,
+)
 
 __all__ = ["Recipe", "RecipeError", "load_recipe"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Rule = Literal["drop", "keep"]
+SIGN_IN = "sign in with HF_TOKEN in the environment, or with `hf auth login`"
+FOREIGN = "the library's own stays, as this names Python code to import. Extend selfreward instead: MODULE:CLASS"
 # What the loop sets itself, each with the setting to use instead.
 RESERVED_TRAINER = {
     "output_dir": "it is the stage's folder of the run",
@@ -38,6 +52,7 @@ RESERVED_TRAINER = {
     "enable_jit_checkpoint": "SIGTERM makes a checkpoint already, within launch.grace",
     "logging_nan_inf_filter": "a loss that is not a number must be seen",
     "push_to_hub": "push the finished model yourself, a run never publishes anything",
+    "hub_token": SIGN_IN,
     "model_init_kwargs": "use model.dtype, model.revision and model.trust_remote_code",
     "trust_remote_code": "use model.trust_remote_code",
 }
@@ -46,7 +61,12 @@ RESERVED_LORA = {
     "inference_mode": "the adapter is trained",
     "base_model_name_or_path": "use model.path",
     "revision": "use model.revision",
+    "auto_mapping": FOREIGN,
+    "megatron_core": FOREIGN,
+    "megatron_config": "Megatron's layers are not trained here",
 }
+# Initialisations of PEFT that take a part of the base weights into the adapter.
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 RESERVED_VLLM = {
     "model": "use model.path",
     "tokenizer": "it is the model's own",
@@ -56,7 +76,18 @@ RESERVED_VLLM = {
     "trust_remote_code": "use model.trust_remote_code",
     "seed": "each request has a seed of its own, derived from the recipe's",
     "enable_lora": "the adapter is merged into the model that is served",
+    "hf_token": SIGN_IN,
+    "code_revision": "use model.revision",
+    "load_format": "it is safetensors: other formats can run code when they are loaded",
+    **dict.fromkeys(
+        "worker_cls worker_extension_cls scheduler_cls model_class_overrides logits_processors io_processor_plugin "
+        "reasoning_parser_plugin kv_transfer_config ec_transfer_config ec_manager_config weight_transfer_config "
+        "logging_config log_config_file".split(),
+        FOREIGN,
+    ),
 }
+# Options of vLLM that take names of its own, and the path of any Python object as well.
+VLLM_NAMES = ("distributed_executor_backend", "compilation_config", "speculative_config")
 
 
 def _upstream(source: upstream.Source, reserved: dict[str, str]) -> AfterValidator:
@@ -68,10 +99,18 @@ def _upstream(source: upstream.Source, reserved: dict[str, str]) -> AfterValidat
     return AfterValidator(check)
 
 
+def _no_code(options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    for name in () if is_stored(info) else VLLM_NAMES:
+        for text in texts(options.get(name)):
+            if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", text):
+                raise OptionError(name, f"set by the loop where it is {text!r}: {FOREIGN}")
+    return options
+
+
 SFTOptions = Annotated[dict[str, Any], _upstream(upstream.SFT, RESERVED_TRAINER)]
 DPOOptions = Annotated[dict[str, Any], _upstream(upstream.DPO, RESERVED_TRAINER)]
 LoraOptions = Annotated[dict[str, Any], _upstream(upstream.LORA, RESERVED_LORA)]
-VLLMOptions = Annotated[dict[str, Any], _upstream(upstream.VLLM, RESERVED_VLLM)]
+VLLMOptions = Annotated[dict[str, Any], _upstream(upstream.VLLM, RESERVED_VLLM), AfterValidator(_no_code)]
 
 
 class Settings(BaseModel):
@@ -98,7 +137,8 @@ class ModelSettings(Settings):
     @field_validator("path")
     @classmethod
     def _folder_or_hub_name(cls, value: str, info: ValidationInfo) -> str:
-        if is_stored(info) or Path(value).is_dir() or re.fullmatch(r"\w[\w.-]*/[\w.-]+", value):
+        hub_name = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value, re.ASCII) and ".." not in value
+        if is_stored(info) or os.path.isdir(value) or hub_name:
             return value
         raise ValueError(
             f"no such folder: {value}, nor is it the OWNER/NAME of a hub model. "
@@ -166,6 +206,19 @@ class OpenAISettings(Settings):
     max_concurrency: PositiveInt = Field(32, description="Most requests under way at once.")
     max_retries: Annotated[int, Field(ge=0)] = Field(5, description="Retries of a request, with backoff.")
     timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="Seconds that one request may take.")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_variable(cls, value: str, info: ValidationInfo) -> str:
+        # A long mixture of letters and digits is no name that anyone gives.
+        key = re.fullmatch(r"(?=.*[0-9])[A-Za-z0-9]{20,}", value) or secrets.is_token(value)
+        name = re.fullmatch(r"[A-Za-z_]\w{0,99}", value, re.ASCII)
+        if not is_stored(info) and (key or not name):
+            raise ValueError(
+                "the value is not shown, as it is no variable's name and may be a key. Keys come from the environment "
+                "alone: export the key as OPENAI_API_KEY, and write api_key_env: OPENAI_API_KEY"
+            )
+        return value
 
 
 class EngineSettings(Settings):
@@ -248,6 +301,12 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        init = self.lora.get("init_lora_weights")
+        if isinstance(init, str) and init.lower().startswith(CHANGES_BASE):
+            raise ValueError(
+                f"lora.init_lora_weights is {init!r}, which changes the base weights, so that with the adapter off "
+                "the policy would no longer be M_t, the reference. Write true, or gaussian"
+            )
         losses = self.dpo.get("loss_type", "sigmoid")
         if self.rehearsal and "sft" not in ([losses] if isinstance(losses, str) else losses):
             raise ValueError(
@@ -316,6 +375,14 @@ class TrackingSettings(Settings):
     )
     project: str = Field("selfreward", description="The project's name in the tracker.")
 
+    @field_validator("project")
+    @classmethod
+    def _plain_name(cls, value: str, info: ValidationInfo) -> str:
+        # Trackers that write files make a folder of it.
+        if not is_stored(info) and not re.fullmatch(r"\w[\w .-]{0,99}", value):
+            raise ValueError(f"{shown(value)} is not a project's name: use letters, digits, ' ', '.', '_' and '-'")
+        return value
+
 
 class Recipe(Settings):
     """Everything that decides what a run does."""
@@ -365,7 +432,7 @@ class Recipe(Settings):
     @classmethod
     def _safe_name(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
-            raise ValueError(f"{value!r} is not a run name: use letters, digits, '.', '_' and '-'")
+            raise ValueError(f"{shown(value)} is not a run name: use letters, digits, '.', '_' and '-'")
         return value
 
 

@@ -62,11 +62,22 @@ def _check_model(key: str, settings: ModelSettings) -> None:
             f"{key}.path: {folder} has no *.safetensors. Other formats can run code when they are loaded: "
             "convert the weights with save_pretrained"
         )
+    for path in folder.glob("*.safetensors"):
+        _check_weights(key, path)
     if settings.chat_template is None and not _has_template(folder):
         raise ValueError(
             f"{key}.path: the tokenizer in {folder} has no chat template. Set {key}.chat_template to a Jinja file: "
             "the template that the model was tuned with"
         )
+
+
+def _check_weights(key: str, path: Path) -> None:
+    """Safetensors start with the length of a JSON header; a pickle, whatever its name, doesn't."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        start = file.read(1)
+    if start != b"{" or length > path.stat().st_size:
+        raise ValueError(f"{key}.path: {path} is not in the safetensors format, whatever its name says")
 
 
 def _has_template(folder: Path) -> bool:
@@ -79,6 +90,8 @@ def _has_template(folder: Path) -> bool:
 def describe(recipe: Recipe) -> str:
     """The plan of a run in words: models, stages, reference, and what each trains with."""
     model = f"{recipe.model.path} ({recipe.model.dtype})"
+    if recipe.model.trust_remote_code:
+        model += ", RUNNING THE CODE THAT COMES WITH IT (model.trust_remote_code)"
     lines = [f"run        {recipe.name}, in {recipe.run_dir / recipe.name}", f"model      M0 = {model}"]
     if recipe.seed_data is None:
         lines.append("seed       none: M1 = M0")

@@ -5,11 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False)
+from selfreward.secrets import redact
+
+
+class _Console(Console):
+    """A console that shows no secret: it breaks long lines, and the parts of a secret would be no one's to find."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(redact(item) if isinstance(item, str) else item for item in objects), **options)
+
+
+console = _Console(stderr=True, highlight=False)
 LINE_EVERY = 15.0  # seconds between two plain lines
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -14,12 +18,19 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
 
+from selfreward import secrets, strict_yaml
+
 Model = TypeVar("Model", bound=BaseModel)
 Key = tuple[str | int, ...]
+MAX_BYTES = 1 << 18
+SHOWN = 20  # problems that one message lists
 
 
 class RecipeError(ValueError):
-    """A recipe that can't be run: its message names the file, the line, the value and the way out."""
+    """A recipe that can't be run: its message names the file, the line, the value and the way out, and no secret."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(secrets.redact(message))
 
 
 class OptionError(ValueError):
@@ -44,7 +55,7 @@ def is_stored(info: ValidationInfo) -> bool:
 
 
 def _existing(path: Path, info: ValidationInfo) -> Path:
-    if not is_stored(info) and not path.is_file():
+    if not is_stored(info) and not os.path.isfile(path):
         raise ValueError(f"no such file: {path}")
     return path
 
@@ -62,81 +73,139 @@ def read(model: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model
         overrides: ``key=value`` strings that win over the file; their paths start from the working directory.
 
     Raises:
-        RecipeError: unreadable, an unknown key, a wrong type or value, settings that exclude each other.
+        RecipeError: unreadable, an unknown key, a wrong type or value, a secret, settings that exclude each other.
     """
+    node, data = _parse(path)
+    return _validate(model, data, overrides, _Lines(path, dict(_key_lines(node))), path.resolve().parent)
+
+
+def edit(model: type[Model], data: dict[str, Any], overrides: Sequence[str]) -> Model:
+    """Validates settings that were read before, with ``key=value`` overrides over them.
+
+    Raises:
+        RecipeError: as :func:`read`.
+    """
+    return _validate(model, deepcopy(data), overrides, _Lines(Path("the stored recipe"), {}), Path.cwd())
+
+
+def _validate(model: type[Model], data: dict[str, Any], overrides: Sequence[str], lines: _Lines, base: Path) -> Model:
+    typed = _parse_overrides(overrides)
+    _refuse_secrets(data, typed, lines)
+    _absolute(model, data, base)
+    _absolute(model, typed, Path.cwd())
+    _override(data, typed)
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        message = f"{path}: {error.strerror}. Give the path of a recipe, such as recipes/quickstart/run.yaml"
+        return model.model_validate(_resolve(data, lines.path))
+    except OmegaConfBaseException as error:
+        raise RecipeError(f"{lines.path}: {error}. Only keys of the recipe itself can be interpolated") from None
+    except ValidationError as error:
+        raise RecipeError(_explain(error, model, lines, [_key(override) for override in overrides])) from None
+
+
+def _parse(path: Path) -> tuple[yaml.Node, dict[str, Any]]:
+    try:
+        node, data = strict_yaml.load(_text(path))
+    except yaml.YAMLError as error:
+        line, problem = strict_yaml.explain(error)
+        raise RecipeError(f"{path}:{line}: {problem}") from None
+    if node is None or not isinstance(data, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of settings, KEY: VALUE on each line")
+    return node, data
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        message = f"{path}: {reason}. Give the path of a recipe, such as recipes/quickstart/run.yaml"
         raise RecipeError(message) from None
+    if len(raw) > MAX_BYTES:
+        raise RecipeError(f"{path}: more than {MAX_BYTES} bytes, so this is no recipe")
+    try:
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8: {error}. Save the file as UTF-8") from None
-    data, typed = _parse(text, path), _parse_overrides(overrides)
-    _absolute(model, data, path.resolve().parent)
-    _absolute(model, typed, Path.cwd())
-    try:
-        merged = OmegaConf.merge(OmegaConf.create(data, flags={"allow_objects": True}), typed)
-        return model.model_validate(OmegaConf.to_container(merged, resolve=True))
-    except OmegaConfBaseException as error:
-        raise RecipeError(f"{path}: {error}. Only keys of the recipe itself can be interpolated") from None
-    except ValidationError as error:
-        raise RecipeError(_explain(error, model, path, text, overrides)) from None
-
-
-def _parse(text: str, path: Path) -> dict[str, Any]:
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if not isinstance(node, yaml.MappingNode):
-            raise RecipeError(f"{path}: a recipe is a mapping of settings, KEY: VALUE on each line")
-        _check_keys(node, path)
-        return _as_dict(OmegaConf.create(text), str(path))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise RecipeError(f"{path}: not YAML: {error}") from None
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    typed: dict[str, Any] = {}
     for override in overrides:
-        if "=" not in override:
-            raise RecipeError(f"override {override!r} has no '='. Write it as key=value, such as iterations=1")
-    try:
-        return _as_dict(OmegaConf.from_dotlist(list(overrides)), "command line")
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise RecipeError(f"command line: not YAML values: {' '.join(overrides)}: {error}") from None
+        key, sign, text = override.partition("=")
+        if not sign:
+            raise RecipeError(f"override {shown(override)} has no '='. Write it as key=value, such as iterations=1")
+        if not re.fullmatch(r"\w+(\.\w+){0,15}", key):
+            raise RecipeError(f"override {shown(override)}: {shown(key)} is no key, such as training.dpo.beta")
+        try:
+            _, value = strict_yaml.load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"command line: {key}: {strict_yaml.explain(error)[1]}") from None
+        *blocks, name = key.split(".")
+        inner = typed
+        for block in blocks:
+            inner = inner.setdefault(block, {})
+            if not isinstance(inner, dict):
+                raise RecipeError(
+                    f"command line: {key}: another override makes {block} a value. Take one of the two out"
+                )
+        inner[name] = value
+    return typed
 
 
-def _as_dict(config: Any, where: str) -> dict[str, Any]:
-    data = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(data, dict)
-    for text in _texts(data):
-        # A resolver could read the environment, which may hold secrets, into the run folder's resolved recipe.
-        if re.search(r"\$\{[^{}]*(:|\$\{)", text):
-            raise RecipeError(f"{where}: {text!r}: only keys of the recipe itself can be interpolated, as ${{seed}}")
-    return {str(key): value for key, value in data.items()}
+def _refuse_secrets(data: dict[str, Any], typed: dict[str, Any], lines: _Lines) -> None:
+    """A secret in a recipe would go into the run's folder, into logs, and to whoever gets the recipe."""
+    found = [(lines.place(key), key, message) for key, message in secrets.complaints(data)]
+    found += [("command line", key, message) for key, message in secrets.complaints(typed)]
+    if found:
+        raise RecipeError("\n".join(f"{where}: {_dotted(key)}: {message}" for where, key, message in found))
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _resolve(data: dict[str, Any], path: Path) -> Any:
+    """The settings with the keys that are repeated as ``${key}``."""
+    if not any("${" in text for text in texts(data)):
+        return data
+    _check_references(data, path)
+    return OmegaConf.to_container(OmegaConf.create(data, flags={"allow_objects": True}), resolve=True)
+
+
+def _override(data: dict[str, Any], typed: dict[str, Any]) -> None:
+    """Puts the settings of the command line over those of the file, in place."""
+    for name, value in typed.items():
+        before = data.get(name)
+        if isinstance(before, dict) and isinstance(value, dict):
+            _override(before, value)
+        else:
+            data[name] = value
+
+
+def _check_references(raw: Any, path: Path) -> None:
+    """References to references, or thousands to a large block, would multiply without bound."""
+    size = 0
+    for name in (name for text in texts(raw) for name in strict_yaml.REFERENCE.findall(text)):
+        target = reduce(_item, name.split("."), raw)
+        if any("${" in text for text in texts(target)):
+            raise RecipeError(f"{path}: ${{{name}}}: what stands there repeats another key itself. Write it out")
+        size += len(str(target))
+        if size > MAX_BYTES:
+            raise RecipeError(
+                f"{path}: ${{{name}}}: the repeated keys make more than {MAX_BYTES} characters. Repeat less"
+            )
+
+
+def _item(value: Any, name: str) -> Any:
+    if isinstance(value, list) and name.isdecimal():
+        return value[int(name)] if int(name) < len(value) else None
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def texts(value: Any) -> Iterator[str]:
+    """The texts among the values of lists and mappings, at any depth."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
-
-
-def _check_keys(node: yaml.Node, path: Path) -> None:
-    """Keys are plain words and stand once: YAML lets the last of two equal keys win in silence."""
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _check_keys(item, path)
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            where = f"{path}:{key.start_mark.line + 1}"
-            if not isinstance(key, yaml.ScalarNode):
-                raise RecipeError(f"{where}: a key is a plain word, and here stands a whole list or mapping")
-            if key.value in seen:
-                raise RecipeError(f"{where}: the key {key.value!r} stands here a second time")
-            seen.add(key.value)
-            _check_keys(value, path)
+            yield from texts(item)
 
 
 def _absolute(model: type[BaseModel], data: dict[str, Any], base: Path) -> None:
@@ -147,11 +216,12 @@ def _absolute(model: type[BaseModel], data: dict[str, Any], base: Path) -> None:
         if inner is not None and isinstance(value, dict):
             _absolute(inner, value, base)
         elif isinstance(value, str) and _has_marker(field):
-            path = Path(base, Path(value).expanduser())
+            # The functions of os.path take any text; Path's own raise for a home that isn't, or a loop of links.
+            path = os.path.join(base, os.path.expanduser(value))
             if field.annotation is not str:
-                data[name] = path.resolve()
-            elif path.is_dir():
-                data[name] = str(path.resolve())
+                data[name] = Path(os.path.realpath(path))
+            elif os.path.isdir(path):
+                data[name] = os.path.realpath(path)
 
 
 def submodel(field: FieldInfo) -> type[BaseModel] | None:
@@ -167,26 +237,41 @@ def _has_marker(field: FieldInfo) -> bool:
     return any(isinstance(mark, _Relative) for mark in marks)
 
 
-def _explain(error: ValidationError, model: type[BaseModel], path: Path, text: str, overrides: Sequence[str]) -> str:
-    lines = dict(_key_lines(yaml.compose(text, Loader=yaml.SafeLoader)))
-    typed = [tuple(item.partition("=")[0].split(".")) for item in overrides]
+@dataclass(frozen=True)
+class _Lines:
+    """On which line of which file each key stands."""
+
+    path: Path
+    lines: dict[Key, int]
+
+    def place(self, key: Key, typed: Sequence[Key] = ()) -> str:
+        """Where a key was set: on the command line, where the keys of ``typed`` are, or on a line of the file."""
+        if any(key[: len(start)] == start for start in typed):
+            return "command line"
+        if key not in self.lines and any(start[: len(key)] == key for start in typed):
+            return "command line"
+        line = next((self.lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.lines), 1)
+        return f"{self.path}:{line}"
+
+
+def _key(override: str) -> Key:
+    return tuple(override.partition("=")[0].split("."))
+
+
+def _explain(error: ValidationError, model: type[BaseModel], lines: _Lines, typed: Sequence[Key]) -> str:
     messages = []
-    for problem in error.errors(include_url=False):
+    problems = error.errors(include_url=False)
+    for problem in problems[:SHOWN]:
         cause = problem.get("ctx", {}).get("error")
         option = (cause.option,) if isinstance(cause, OptionError) else ()
         key = (*problem["loc"], *option)
-        dotted = ".".join(map(str, key)) or "the recipe"
-        messages.append(f"{_place(key, lines, typed, path)}: {dotted}: {_message(dict(problem), model)}")
-    return "\n".join(messages)
+        messages.append(f"{lines.place(key, typed)}: {_dotted(key)}: {_message(dict(problem), model)}")
+    more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    return "\n".join([*messages, *more])
 
 
-def _place(key: Key, lines: dict[Key, int], typed: Sequence[Key], path: Path) -> str:
-    """Where a key was set: on the command line, or on a line of the file."""
-    if any(key[: len(start)] == start for start in typed):
-        return "command line"
-    if key not in lines and any(start[: len(key)] == key for start in typed):
-        return "command line"
-    return f"{path}:{next((lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in lines), 1)}"
+def _dotted(key: Key) -> str:
+    return ".".join(map(str, key)) or "the recipe"
 
 
 def _message(problem: dict[str, Any], model: type[BaseModel]) -> str:
@@ -197,7 +282,13 @@ def _message(problem: dict[str, Any], model: type[BaseModel]) -> str:
     text = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return text
-    return f"{text[0].lower()}{text[1:]}, and the value is {problem['input']!r}"
+    return f"{text[0].lower()}{text[1:]}, and the value is {shown(problem['input'])}"
+
+
+def shown(value: Any, limit: int = 200) -> str:
+    """A value as an error message shows it: without secrets, and cut after that, as half a secret is one too."""
+    text = secrets.redact(repr(value))
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def _siblings(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
@@ -227,22 +318,3 @@ def _key_lines(node: yaml.Node | None, prefix: Key = ()) -> Iterator[tuple[Key, 
         for place, item in enumerate(node.value):
             yield (*prefix, place), item.start_mark.line + 1
             yield from _key_lines(item, (*prefix, place))
-
-
-def edit(model: type[Model], data: dict[str, Any], overrides: Sequence[str]) -> Model:
-    """Validates settings that were read before, with ``key=value`` overrides over them.
-
-    Raises:
-        RecipeError: as :func:`read`.
-    """
-    where = Path("the stored recipe")
-    typed = _parse_overrides(overrides)
-    _absolute(model, data, Path.cwd())
-    _absolute(model, typed, Path.cwd())
-    try:
-        merged = OmegaConf.merge(OmegaConf.create(data, flags={"allow_objects": True}), typed)
-        return model.model_validate(OmegaConf.to_container(merged, resolve=True))
-    except OmegaConfBaseException as error:
-        raise RecipeError(f"{where}: {error}. Only keys of the recipe itself can be interpolated") from None
-    except ValidationError as error:
-        raise RecipeError(_explain(error, model, where, "{}", overrides)) from None

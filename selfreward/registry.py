@@ -6,9 +6,12 @@ Any import path works in place of a name, so an extension needs no registration.
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
+import sys
 from typing import Any
 
-from selfreward.recipe_file import suggest
+from selfreward.recipe_file import shown, suggest
 
 ENGINES = {
     "vllm": "selfreward.engines.vllm:VLLMEngine",
@@ -20,34 +23,54 @@ PROMPT_SOURCES = {"dataset": "selfreward.prompts.dataset:DatasetSource"}
 SELECTORS = {"best_worst": "selfreward.selection:best_worst"}
 
 
+# Plain names only, and none with double underscores, as `pkg.__main__` is a program that runs when it is imported.
+_PATH = re.compile(r"(?P<module>NAME(\.NAME)*):(?P<object>NAME)".replace("NAME", r"(?!__)[A-Za-z_][A-Za-z0-9_]*"))
+
+
 def locate(name: str, known: dict[str, str], kind: str) -> str:
     """The import path of a name, without importing it.
 
     Raises:
-        ValueError: neither a known name nor MODULE:OBJECT.
+        ValueError: neither a known name nor MODULE:OBJECT, or the module is Python's own.
     """
     if name in known:
         return known[name]
-    module, colon, attribute = name.partition(":")
-    if colon and module and attribute:
-        return name
-    raise ValueError(
-        f"no {kind} is called {name!r}. {suggest(name, list(known))} Or give an import path, MODULE:OBJECT"
-    )
+    path = _PATH.fullmatch(name)
+    if path is None:
+        raise ValueError(
+            f"no {kind} is called {shown(name)}. {suggest(name, list(known))} Or give an import path, MODULE:OBJECT"
+        )
+    if _is_standard(path["module"]):
+        raise ValueError(_refusal(name, kind, "the module is Python's own"))
+    return name
 
 
 def load(name: str, known: dict[str, str], kind: str) -> Any:
-    """The object that a name or an import path stands for.
+    """The class or function that a name or an import path stands for.
 
     Raises:
-        ValueError: no such name, module or attribute.
+        ValueError: no such name, module or attribute, or an object that is no extension.
     """
     module, _, attribute = locate(name, known, kind).partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{kind} {name!r}: there is no module {error.name!r}. Install it, or put its folder on PYTHONPATH"
         ) from error
     except AttributeError as error:
         raise ValueError(f"{kind} {name!r}: the module {module} has no {attribute!r}") from error
+    if not (inspect.isclass(found) or inspect.isroutine(found)):
+        raise ValueError(_refusal(name, kind, f"it is a {type(found).__name__}"))
+    if _is_standard(getattr(found, "__module__", None) or module):
+        raise ValueError(_refusal(name, kind, f"it is Python's own {found.__module__}.{found.__name__}"))
+    return found
+
+
+def _is_standard(module: str) -> bool:
+    return module.partition(".")[0] in sys.stdlib_module_names
+
+
+def _refusal(name: str, kind: str, fact: str) -> str:
+    # A scorer that is `os:system` would run what a model writes.
+    return f"{kind} {name!r}: {fact}. Give a class or function that was written for this, in a module of its own"

@@ -18,6 +18,7 @@ import json
 import os
 import shlex
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ if TYPE_CHECKING:
 MARKER = "stage.json"
 RECIPE, ORIGIN, METRICS, SET_ASIDE = "resolved.json", "origin.json", "metrics.jsonl", "set_aside"
 # Of a stage that was begun: what it reads, and the requests that are finished. Trainers keep checkpoints beside them.
-BEGUN, JOURNAL, CHECKPOINTS = "begun.json", "journal.jsonl", "checkpoints"
+BEGUN, JOURNAL = "begun.json", "journal.jsonl"
+PASSING = (JOURNAL, "checkpoints", BEGUN)
 FORMAT = 1
 RECORDS: dict[str, tuple[str, str, type[Record]]] = {
     "prompts": ("prompts", "records.jsonl", Prompt),
@@ -122,7 +124,7 @@ class StageFolder:
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         for path in self.path.iterdir():
-            if path.name not in (BEGUN, JOURNAL, CHECKPOINTS):
+            if path.name not in PASSING:
                 _remove(path)
         write_sealed(self.path / BEGUN, {"reads": reads})
 
@@ -152,8 +154,9 @@ class StageFolder:
 
     def sweep(self) -> None:
         """Removes what only an unfinished stage needs; a kill behind the marker may have left it."""
-        for name in (JOURNAL, BEGUN):
-            (self.path / name).unlink(missing_ok=True)
+        for name in PASSING:
+            if (self.path / name).exists():
+                _remove(self.path / name)
 
     def check(self) -> None:
         """Raises Damaged if a file of a finished stage is not what the stage wrote."""
@@ -174,8 +177,12 @@ class StageFolder:
     def files(self) -> list[Path]:
         """All files of the stage's result; a training's model stands beside its own folder."""
         folders = [self.path, self.path.with_name("model")] if self.path.name == "train" else [self.path]
-        passing = (self.path / BEGUN, self.path / JOURNAL)
-        return sorted(p for folder in folders for p in folder.rglob("*") if p.is_file() and p not in passing)
+        found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        return sorted(path for path in found if not self._is_passing(path))
+
+    def _is_passing(self, path: Path) -> bool:
+        """Whether a file is needed by an unfinished stage alone."""
+        return path.is_relative_to(self.path) and path.relative_to(self.path).parts[0] in PASSING
 
 
 def _remove(path: Path) -> None:
@@ -270,6 +277,10 @@ class Run:
         folder = self.stage(step.stage, step.iteration)
         begun = folder.begun
         assert begun is not None, f"{folder.path} was not begun"
+        if not self.recipe.launch.private:
+            # Upstream makes weights readable by their owner alone.
+            for path in folder.files():
+                path.chmod(path.stat().st_mode | stat.S_IMODE(self.path.stat().st_mode) & 0o444)
         # The settings are those of the beginning: a file may have been edited since.
         folder.commit({**begun, "stages": reads(self, step)["stages"]}, summary)
 

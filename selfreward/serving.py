@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +16,10 @@ from selfreward.errors import EngineDied
 from selfreward.progress import console
 from selfreward.records import Message
 from selfreward.rundir import Run
+from selfreward.stages.gather import run_coroutine
+
+# Tokens at the end of each probe that are also asked for in the way of a sample.
+ENDS = 4
 
 
 class SupervisedEngine:
@@ -38,6 +44,12 @@ class SupervisedEngine:
                 return await engine.sample(messages, params, seeds)
             except EngineDied as error:
                 self._restart(engine, error)
+
+    async def logprobs(self, texts: Sequence[Sequence[int]], last: int | None = None) -> list[list[float]] | None:
+        """As :meth:`Engine.logprobs`, of several texts at once."""
+        found = await asyncio.gather(*(self._engine.logprobs(ids, last) for ids in texts))
+        given = [figures for figures in found if figures is not None]
+        return given if len(given) == len(texts) else None
 
     def reload(self, model_path: str) -> None:
         self._engine.reload(model_path)
@@ -91,9 +103,29 @@ class Engines:
         if self._policy is None:
             self.make_room()
             self._policy = SupervisedEngine(model_path, self._recipe.model, self._recipe.engine)
+            self._prove(self._policy)
         elif self._policy.model != model_path:
+            if (probes := handover.read_probes(model_path)) is not None:
+                # With what the old weights leave in a prefix cache now, the proof would fail if it outlived them.
+                run_coroutine(self._policy.logprobs(probes.ids, ENDS))
             self._policy.reload(model_path)
+            self._prove(self._policy)
         return self._policy
+
+    def _prove(self, engine: SupervisedEngine) -> None:
+        """Asks the engine for the probes of the model that it is to serve, and records what it answers."""
+        probes = handover.read_probes(engine.model)
+        if probes is None:
+            return
+        every = run_coroutine(engine.logprobs(probes.ids))
+        ends = run_coroutine(engine.logprobs(probes.ids, ENDS))
+        name = self._run.model_name(engine.model)
+        if every is None or ends is None:
+            self._run.log({"stage": "handover", "model": name, "proof": "none: this engine tells no log-probabilities"})
+            return
+        evidence = handover.require_served(probes, every, name)
+        sampled = handover.require_served(probes.ends(ENDS), ends, f"{name} through its prefix cache")
+        self._run.log({"stage": "handover", "model": name, **asdict(evidence), "sampled": asdict(sampled)})
 
     def judge(self, model_path: str) -> SupervisedEngine:
         """The engine that judges: the policy's own, unless the recipe names another engine or model."""

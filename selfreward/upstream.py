@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_origin
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from selfreward.recipe_file import OptionError, suggest
+from selfreward.recipe_file import OptionError, shown, suggest
 
 # Each class with its base classes, nearest last, as (package, file, class).
 Source = tuple[tuple[str, str, str], ...]
@@ -91,7 +91,7 @@ def _check_type(name: str, value: Any, annotation: str, owner: str) -> None:
     try:
         adapter.validate_python(value)
     except ValidationError:
-        raise OptionError(name, f"the value is {value!r}, and {owner} takes {annotation.strip(chr(39))}") from None
+        raise OptionError(name, f"the value is {shown(value)}, and {owner} takes {annotation.strip(chr(39))}") from None
 
 
 def not_installed() -> Collection[str]:

@@ -53,7 +53,7 @@ def test_the_shortest_recipe(load: Load, tmp_path: Path) -> None:
         ("iteration: 2\n", "run.yaml:6: iteration: unknown key. Did you mean iterations"),
         ("responses:\n  temprature: 0.5\n", "run.yaml:7: responses.temprature: unknown key. Did you mean temperature?"),
         ("judge:\n  engine:\n    nam: vllm\n", "run.yaml:8: judge.engine.nam: unknown key. Did you mean name?"),
-        ("responses:\n  zzz: 1\n", "unknown key. Known: max_tokens, n, temperature, top_p."),
+        ("responses:\n  zzz: 1\n", "unknown key. Known: max_tokens, n, on_duplicate, on_empty, on_truncated, temp"),
         ("iterations: three\n", "run.yaml:6: iterations: input should be a valid integer, and the value is 'three'"),
         ('iterations: "3"\n', "the value is '3'"),
         ("responses: 4\n", "run.yaml:6: responses: input should be a valid dictionary"),
@@ -140,7 +140,7 @@ def test_what_is_missing(load: Load, base: str, expected: str) -> None:
     assert expected in message(load, base=base)
 
 
-@pytest.mark.parametrize("name", ["../up", "/abs", "a b", "", ".hidden", "..", "x" * 101, "a\\0b", "naïve"])
+@pytest.mark.parametrize("name", ["../up", "/abs", "a b", "", ".hidden", "..", "x" * 101, "naïve"])
 def test_a_run_name_that_is_no_folder_name(load: Load, name: str) -> None:
     assert "is not a run name: use letters" in message(load, base=BASE.replace("demo", f'"{name}"'))
 
@@ -182,7 +182,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_yaml_runs_no_code(load: Load, tmp_path: Path) -> None:
     bait = tmp_path / "bait"
     text = message(load, f"seed: !!python/object/apply:os.system ['touch {bait}']\n")
-    assert "could not determine a constructor for the tag" in text
+    assert "a tag (!) is not read" in text
     assert not bait.exists()
 
 

@@ -127,12 +127,12 @@ def test_a_gradient_that_is_not_a_number_gets_into_no_checkpoint(tmp_path, tiny_
 
 def test_weights_that_are_not_numbers_become_no_model(tmp_path, tiny_random_model) -> None:
     run = make_run(tmp_path, tiny_random_model, dpo={"learning_rate": 1e39, "max_steps": 1})
-    with pytest.raises(ValueError, match="the trained model gives log-probabilities that are not numbers. Lower"):
+    with pytest.raises(ValueError, match="the trained model gives log-probabilities that are not numbers"):
         train_iteration(run, 1)
     model = AutoModelForCausalLM.from_pretrained(tiny_random_model)
     # No probe has this token.
     model.get_input_embeddings().weight.data[-1] = torch.nan
-    with pytest.raises(ValueError, match="the trained model of iteration 1 has weights that are not numbers. Lower"):
+    with pytest.raises(ValueError, match="the trained model of iteration 1 has weights that are not numbers"):
         common.save_model(model, run, str(tiny_random_model), 1)
     assert not run.stage("model", 1).path.exists()
 
@@ -156,23 +156,22 @@ def test_rounding_keeps_the_mean_and_what_needs_none(dtype: torch.dtype, step: f
 TINY = Path(selfreward.__file__).parent / "tiny" / "model"
 
 
-def test_the_merge_in_bfloat16_keeps_a_change_below_its_grid(tmp_path) -> None:
-    """At this learning rate most weights move by less than half the distance to their neighbours."""
-    run = make_run(tmp_path, TINY, "bfloat16", dpo={"learning_rate": 1e-5})
-    summary = train_iteration(run, 1)
-    assert summary["merge_share"] == pytest.approx(1, abs=0.2)
-    assert 0 < summary["merge_difference"] < 0.1
+def test_the_merge_in_bfloat16_keeps_what_was_trained(tmp_path) -> None:
+    """To the nearest, a sixth of the change is lost here."""
+    summary = train_iteration(make_run(tmp_path, TINY, "bfloat16", dpo={"learning_rate": 1e-4}), 1)
+    assert summary["merge_share"] == pytest.approx(1, abs=0.1)
+    assert 0 < summary["merge_difference"] < 0.2
 
 
 def test_a_merge_that_loses_the_change_is_refused(tmp_path, monkeypatch) -> None:
-    """To the nearest, the same weights fall back to where they were."""
+    """At this learning rate most weights move by less than half the distance to their neighbours, and fall back."""
     monkeypatch.setattr(common, "round_stochastically", lambda model, dtype, seed: None)
     run = make_run(tmp_path, TINY, "bfloat16", dpo={"learning_rate": 1e-5})
-    with pytest.raises(HandoverError, match=r"and \d+% of the change is in it\. Set model\.dtype to float32"):
+    with pytest.raises(HandoverError, match=r"and [12]\d% of the change is in it\. Set model\.dtype to float32"):
         train_iteration(run, 1)
 
 
 def test_a_training_that_changes_nothing_is_refused(tmp_path, tiny_random_model) -> None:
-    run = make_run(tmp_path, tiny_random_model, dpo={"learning_rate": 0.0})
-    with pytest.raises(HandoverError, match="training changed nothing: .* Raise the learning_rate"):
+    run = make_run(tmp_path, tiny_random_model, dpo={"learning_rate": 0.0, "lr_scheduler_type": "constant"})
+    with pytest.raises(HandoverError, match="training changed nothing"):
         train_iteration(run, 1)

@@ -65,8 +65,7 @@ def _pair(number: int, task: str) -> dict[str, Any]:
 
 def result(run: Run, iteration: int) -> dict[str, bytes]:
     """The weights, settings and probes that a training has left, by name."""
-    folders = [run.stage("train", iteration).path, run.stage("model", iteration).path]
-    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    files = run.stage("train", iteration).files()
     assert any(path.name == "model.safetensors" for path in files)
     return {str(path.relative_to(run.path)): path.read_bytes() for path in files}
 

@@ -75,10 +75,32 @@ class Engine(Sampler, Protocol):
         A completion depends on its own seed and the messages, not on what shares the batch (exactly on a
         CPU; on a GPU as far as the kernels allow). A prompt that leaves no room for ``max_tokens`` gives
         completions with the finish reason ``prompt_too_long``.
+
+        Raises:
+            EngineDied: the engine can only be closed any more.
+        """
+
+    async def logprobs(self, ids: Sequence[int], last: int | None = None) -> list[float] | None:
+        """The log-probabilities, in nats, of tokens given those before them, under the weights that are served.
+
+        Args:
+            ids: a text, which leaves room for one token more.
+            last: of how many tokens at its end. Each is asked for as a sample is, so that what a prefix cache
+                holds takes part. None: of all tokens but the first, computed without a cache.
+
+        Returns:
+            ``last`` or ``len(ids) - 1`` figures, in the order of the tokens; None where the engine can't tell.
+
+        Raises:
+            EngineDied: the engine can only be closed any more.
         """
 
     def reload(self, model_path: str) -> None:
-        """Serves the weights of another model of the same architecture from now on."""
+        """Serves the weights of another model of the same architecture from now on.
+
+        Raises:
+            EngineDied: the engine can only be closed any more.
+        """
 
     def close(self) -> None:
-        """Gives back the memory."""
+        """Gives back the memory, within seconds and whatever state the engine is in."""

@@ -47,6 +47,10 @@ class OpenAIEngine:
         self._connect()
         return await asyncio.gather(*(self._request(messages, params, seed) for seed in seeds))
 
+    async def logprobs(self, ids: Sequence[int], last: int | None = None) -> None:
+        """Not to be had: chat completions give no log-probabilities of a given text."""
+        return None
+
     def reload(self, model_path: str) -> None:
         raise ValueError(
             f"the openai engine can't serve {model_path}: the weights of {self._server} are not ours to change. "

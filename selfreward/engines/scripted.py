@@ -25,6 +25,9 @@ class ScriptedEngine:
         answers = [type(self).script(self.model, messages[-1]["content"], seed) for seed in seeds]
         return [a if isinstance(a, Completion) else Completion(a, "stop", len(a.split()) + 1) for a in answers]
 
+    async def logprobs(self, ids: Sequence[int], last: int | None = None) -> None:
+        return None
+
     def reload(self, model_path: str) -> None:
         self.model = model_path
 

@@ -76,6 +76,14 @@ class TransformersEngine:
             return [TOO_LONG] * len(seeds)
         return await asyncio.gather(*(self._submit(ids, params, seed) for seed in seeds))
 
+    async def logprobs(self, ids: Sequence[int], last: int | None = None) -> list[float]:
+        tokens = torch.tensor([list(ids)], device=self._device)
+        with torch.inference_mode():
+            logits = self._model(input_ids=tokens).logits[0, :-1].float()
+        chosen = logits.log_softmax(-1).gather(-1, tokens[0, 1:, None]).squeeze(-1)
+        figures: list[float] = chosen.tolist()
+        return figures if last is None else figures[-last:]
+
     def reload(self, model_path: str) -> None:
         assert not self._waiting, "weights must not change under a request"
         self.close()

@@ -10,20 +10,25 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from vllm import EngineArgs, RequestOutput
 from vllm import SamplingParams as VLLMParams
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine.llm_engine import LLMEngine
 
 from selfreward.chat import ChatEncoder, load_tokenizer
+from selfreward.engines import vllm_core
 from selfreward.engines.base import TOO_LONG, Completion, SamplingParams
+from selfreward.errors import EngineDied
 
 if TYPE_CHECKING:
+    from vllm.logprobs import Logprob
+
     from selfreward.config import EngineSettings, ModelSettings
     from selfreward.records import FinishReason, Message
 
@@ -43,6 +48,11 @@ class VLLMEngine:
     """Implements :class:`selfreward.engines.base.Engine` with ``vllm.LLMEngine``."""
 
     def __init__(self, model_path: str, model: ModelSettings, settings: EngineSettings) -> None:
+        """Starts vLLM; a core in its own process ends with the thread that calls this.
+
+        Raises:
+            EngineDied: the core did not start.
+        """
         on_cpu = current_platform.is_cpu()
         if on_cpu:
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -61,6 +71,7 @@ class VLLMEngine:
             trust_remote_code=model.trust_remote_code,
             **{**DEFAULTS, **options},
         )
+        self._stall_timeout = settings.stall_timeout
         self._start(model_path)
         self._numbers = itertools.count()
         self._waiting: dict[str, asyncio.Future[RequestOutput]] = {}
@@ -72,45 +83,76 @@ class VLLMEngine:
         ids = self._chat.encode(messages)
         if len(ids) + params.max_tokens > self._max_model_len:
             return [TOO_LONG] * len(seeds)
-        outputs = await asyncio.gather(*(self._submit(ids, params, seed) for seed in seeds))
+        outputs = await asyncio.gather(
+            *(
+                self._submit(
+                    ids,
+                    temperature=params.temperature,
+                    top_p=params.top_p,
+                    max_tokens=params.max_tokens,
+                    seed=seed if params.temperature else None,
+                )
+                for seed in seeds
+            )
+        )
         return [self._completion(output) for output in outputs]
+
+    async def logprobs(self, ids: Sequence[int], last: int | None = None) -> list[float]:
+        if last is None:
+            # Such a request reads no prefix cache.
+            given = (await self._submit(ids, temperature=0.0, max_tokens=1, prompt_logprobs=0)).prompt_logprobs
+            assert given is not None
+            return [_logprob(place, token) for place, token in zip(given[1:], ids[1:], strict=True)]
+        ends = range(len(ids) - last, len(ids))
+        outputs = await asyncio.gather(
+            *(self._submit(ids[:end], temperature=0.0, max_tokens=1, logprob_token_ids=[ids[end]]) for end in ends)
+        )
+        sampled = [output.outputs[0].logprobs for output in outputs]
+        return [_logprob(places[0] if places else None, ids[end]) for places, end in zip(sampled, ends, strict=True)]
 
     def reload(self, model_path: str) -> None:
         assert not self._waiting, "weights must not change under a request"
-        if self._engine.model_config.hf_text_config.tie_word_embeddings:
-            # Weights are reloaded layer by layer, and an output layer that is tied to the embeddings keeps its
-            # old ones: the engine would go on as a mixture of two models.
+        if not self._replace_weights(model_path):
             self.close()
-            del self._engine
+            del self._engine, self._step
             self._start(model_path)
-            return
-        self._engine.collective_rpc("reload_weights", kwargs={"weights_path": model_path})
-        # Blocks computed with the old weights would otherwise serve as prefixes (vllm#42125).
-        self._engine.reset_prefix_cache()
-        self.model = model_path
-
-    def _start(self, model_path: str) -> None:
-        self._engine = LLMEngine.from_engine_args(replace(self._args, model=model_path))
-        self._max_model_len = int(self._engine.model_config.max_model_len)
         self.model = model_path
 
     def close(self) -> None:
-        self._engine.engine_core.shutdown()
+        self._core.close()
 
-    def _submit(self, ids: list[int], params: SamplingParams, seed: int) -> asyncio.Future[RequestOutput]:
+    def _start(self, model_path: str) -> None:
+        self._engine = vllm_core.start(replace(self._args, model=model_path))
+        self._core = vllm_core.Core(self._engine, self._stall_timeout)
+        # The first request would otherwise ask, and wait for ever if the core is dead.
+        self._core.call(self._engine.get_supported_tasks)
+        self._step = self._engine.step
+        if current_platform.is_cpu() and self._args.enforce_eager:
+            # vLLM compiles how it ranks log-probabilities all the same: 3 to 14 s for figures that nobody reads.
+            self._step = torch.compiler.set_stance("force_eager")(self._step)
+        self._max_model_len = int(self._engine.model_config.max_model_len)
+        self.model = model_path
+
+    def _replace_weights(self, model_path: str) -> bool:
+        """Loads weights into the running engine; False where it must be started again to serve them and them alone."""
+        if self._engine.model_config.hf_text_config.tie_word_embeddings:
+            # Weights are reloaded layer by layer, and an output layer that is tied to the embeddings keeps its
+            # old ones: the engine would go on as a mixture of two models.
+            return False
+        self._core.call(partial(self._engine.collective_rpc, "reload_weights", kwargs={"weights_path": model_path}))
+        # Blocks computed with the old weights would otherwise serve as prefixes (vllm#42125). It can't be done
+        # while a request still holds one.
+        return self._core.call(self._engine.reset_prefix_cache)
+
+    def _submit(self, ids: Sequence[int], **params: Any) -> asyncio.Future[RequestOutput]:
+        """Hands a request over, with vLLM's own sampling parameters. Raises EngineDied."""
         name = str(next(self._numbers))
-        self._engine.add_request(
-            name,
-            {"prompt_token_ids": ids},
-            VLLMParams(
-                temperature=params.temperature,
-                top_p=params.top_p,
-                max_tokens=params.max_tokens,
-                seed=seed if params.temperature else None,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-                detokenize=False,
-            ),
-        )
+        with vllm_core.deaths():
+            self._engine.add_request(
+                name,
+                {"prompt_token_ids": list(ids)},
+                VLLMParams(output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False, **params),
+            )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[RequestOutput] = loop.create_future()
         self._waiting[name] = future
@@ -122,11 +164,11 @@ class VLLMEngine:
         """Steps the engine while anything waits, letting the coroutines speak between two steps."""
         try:
             while self._waiting:
-                await asyncio.sleep(0)
-                for output in self._engine.step():
-                    # A future is done already if the coroutine that waits for it was cancelled.
-                    if output.finished and not (future := self._waiting.pop(output.request_id)).done():
-                        future.set_result(output)  # type: ignore[arg-type]
+                await self._core.output()
+                with vllm_core.deaths():
+                    outputs = self._step()
+                for output in outputs:
+                    self._hand_over(output)  # type: ignore[arg-type]
         except Exception as error:
             for future in self._waiting.values():
                 if not future.done():
@@ -137,8 +179,23 @@ class VLLMEngine:
             self._waiting.clear()
             self._engine.abort_request(left_over)
 
+    def _hand_over(self, output: RequestOutput) -> None:
+        if not output.finished:
+            return
+        # A core that is told to end, by SIGTERM to all processes of a job, gives back what it has as if it were whole.
+        if (reason := output.outputs[0].finish_reason) not in ("stop", "length"):
+            raise EngineDied(f"vLLM's core gave up its requests ({reason})")
+        # A future is done already if the coroutine that waits for it was cancelled.
+        if not (future := self._waiting.pop(output.request_id)).done():
+            future.set_result(output)
+
     def _completion(self, output: RequestOutput) -> Completion:
         result = output.outputs[0]
         text = self._chat.tokenizer.decode(list(result.token_ids), skip_special_tokens=True)
         reason: FinishReason = "length" if result.finish_reason == "length" else "stop"
         return Completion(str(text), reason, len(result.token_ids))
+
+
+def _logprob(place: Mapping[int, Logprob] | None, token: int) -> float:
+    assert place is not None, "it was asked for"
+    return place[token].logprob

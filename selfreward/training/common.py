@@ -181,7 +181,7 @@ def train(trainer: Trainer, run: Run, iteration: int) -> dict[str, Any]:
     checkpoints, watch = Checkpoints(trainer), Watch(run, iteration)
     for callback in (checkpoints, watch):
         trainer.add_callback(callback)
-    _keep_event_files(trainer, run.stage("train", iteration).path)
+    _keep_event_files(trainer, run.path / "tracking" / run.stage("train", iteration).name)
     newest = checkpoints.newest()
     if newest is not None:
         state = TrainerState.load_from_json(str(newest / "trainer_state.json"))
@@ -234,7 +234,7 @@ def mean_loss(state: TrainerState) -> float:
 
 
 def _keep_event_files(trainer: Trainer, folder: Path) -> None:
-    """TensorBoard's files would go with the checkpoints, which are removed."""
+    """TensorBoard's files would stand beside the checkpoints, and be removed with them."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
-            callback.logging_dir = str(folder / "runs")
+            callback.logging_dir = str(folder)

@@ -17,6 +17,7 @@ from trl import DPOConfig
 
 from selfreward.chat import load_tokenizer
 from selfreward.durable import sync_tree
+from selfreward.handover import LogProbs
 from selfreward.judges.load import load_judge
 from selfreward.prompts.dataset import read_graded
 from selfreward.records import PreferencePair, derive_seed
@@ -33,7 +34,6 @@ from selfreward.training.common import (
     trainer_options,
     with_defaults,
 )
-from selfreward.training.files import discard
 from selfreward.training.finite import FiniteDPOTrainer
 from selfreward.training.probes import NUM_TEXTS, log_probs, probe_ids
 
@@ -67,7 +67,6 @@ def train_iteration(run: Run, iteration: int) -> dict[str, Any]:
     if args.process_index == 0:
         summary |= merge(run, iteration, folder / "trained")
         _keep_adapter(folder / "trained", folder.with_name("adapter"))
-        discard(folder)
     return summary
 
 
@@ -112,20 +111,30 @@ def preference_rows(run: Run, iteration: int) -> list[dict[str, Any]]:
 
 
 def merge(run: Run, iteration: int, adapter: Path) -> dict[str, float]:
+    """Writes M_{t+1} and the probes, and returns how near it is to the trained policy."""
+    rows = preference_rows(run, iteration)[: NUM_TEXTS // 2]
+    conversations = [[*row["prompt"], *row[side]] for row in rows for side in ("chosen", "rejected")]
+    tokenizer = load_tokenizer(run.model_path(iteration), run.recipe.model)
+    ids = probe_ids(tokenizer, conversations, run.recipe.engine.vllm)
+    previous, policy = _merge(run, iteration, adapter, ids)
+    return prove(run, iteration, ids, previous, policy)
+
+
+def _merge(run: Run, iteration: int, adapter: Path, ids: list[list[int]]) -> tuple[LogProbs, LogProbs]:
     """Adds the adapter to M_t in float32, where the sum is exact enough, and casts once to the recipe's dtype.
 
     Merging in bfloat16 itself shifts the loss (peft#1388).
+
+    Returns:
+        The probes' log-probabilities under M_t and the policy.
     """
     source = run.model_path(iteration)
-    rows = preference_rows(run, iteration)[: NUM_TEXTS // 2]
-    conversations = [[*row["prompt"], *row[side]] for row in rows for side in ("chosen", "rejected")]
-    ids = probe_ids(load_tokenizer(source, run.recipe.model), conversations, run.recipe.engine.vllm)
-    policy = PeftModel.from_pretrained(load_alone(source, run), str(adapter), torch_device="cpu")
-    trained = log_probs(policy, ids)
-    with policy.disable_adapter():
-        previous = log_probs(policy, ids)
-    save_model(policy.merge_and_unload(safe_merge=True), run, source, iteration)
-    return prove(run, iteration, ids, previous, trained)
+    model = PeftModel.from_pretrained(load_alone(source, run), str(adapter), torch_device="cpu")
+    policy = log_probs(model, ids)
+    with model.disable_adapter():
+        previous = log_probs(model, ids)
+    save_model(model.merge_and_unload(safe_merge=True), run, source, iteration)
+    return previous, policy
 
 
 def _keep_adapter(trained: Path, adapter: Path) -> None:

@@ -43,8 +43,8 @@ def require_room(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
         raise DiskFull(
-            f"{what} needs about {_mib(needed)}, and {folder.parent} has {_mib(free)} left. Make room, or prune models "
-            "of earlier iterations, and resume: nothing that was finished before is lost"
+            f"{what} needs about {_mib(needed)}, and {folder.parent} has {_mib(free)} left. Make room and resume: "
+            "nothing that was finished before is lost"
         )
 
 

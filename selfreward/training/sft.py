@@ -10,6 +10,7 @@ from datasets import Dataset
 from trl import SFTConfig
 
 from selfreward.chat import fits, load_tokenizer
+from selfreward.handover import LogProbs
 from selfreward.judges.load import load_judge
 from selfreward.prompts.dataset import read_demonstrations, read_graded
 from selfreward.rundir import Run
@@ -25,7 +26,6 @@ from selfreward.training.common import (
     trainer_options,
     with_defaults,
 )
-from selfreward.training.files import discard
 from selfreward.training.finite import FiniteSFTTrainer
 from selfreward.training.probes import log_probs, probe_ids
 
@@ -57,7 +57,6 @@ def train_seed(run: Run) -> dict[str, Any]:
         summary = train_weights(run, args)
     if args.process_index == 0:
         summary |= save_seed(run, folder / "trained")
-        discard(folder)
     return summary
 
 
@@ -83,14 +82,20 @@ def train_weights(run: Run, args: SFTConfig) -> dict[str, Any]:
 
 
 def save_seed(run: Run, trained: Path) -> dict[str, float]:
-    """Casts the trained weights to the recipe's dtype and writes M1."""
+    """Writes M1 and the probes, and returns how near it is to what was trained."""
     source = run.model_path(0)
     conversations = [[*row["prompt"], *row["completion"]] for row in seed_rows(run)]
     ids = probe_ids(load_tokenizer(source, run.recipe.model), conversations, run.recipe.engine.vllm)
+    policy = _cast(run, trained, ids)
+    return prove(run, 0, ids, log_probs(load_alone(source, run), ids), policy)
+
+
+def _cast(run: Run, trained: Path, ids: list[list[int]]) -> LogProbs:
+    """Casts the trained weights to the recipe's dtype; the probes' log-probabilities are those before the cast."""
     model = load_alone(trained, run, torch.float32)
     policy = log_probs(model, ids)
-    save_model(model, run, source, 0)
-    return prove(run, 0, ids, log_probs(load_alone(source, run), ids), policy)
+    save_model(model, run, run.model_path(0), 0)
+    return policy
 
 
 def seed_rows(run: Run) -> list[dict[str, Any]]:
