@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Written last: while it is missing or old, the environment is not taken to be whole.
 STAMP := $(VENV)/.installed
 
-.PHONY: help quickstart install test lint docs lock tiny
+.PHONY: help quickstart install test chaos lint docs lock tiny
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,9 @@ install: $(STAMP) ## the environment alone
 
 test: $(STAMP) ## set up, then the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(STAMP) ## kill, stop and starve runs at length, and compare: an hour
+	$(BIN)/python tests/chaos.py $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -128,7 +128,7 @@ def failing_operations(lab: Lab, chosen: Iterable[int], seed: int, figures: Figu
         status = attempt.wait()
         failed = attempt.operations[number - 1 : number] or ["none"]
         figures.faults[failed[0].partition(" ")[0]] += 1
-        figures.ends[f"exit status {status}"] += 1
+        figures.ends[f"exit status {status}" if status else f"went on after {failed[0].partition(' ')[0]}"] += 1
         if status not in (0, 74) or "Traceback" in attempt.output:
             figures.problems.append(f"{name}: {failed[0]}, {fault}: ended with {status}:\n{attempt.output[-3000:]}")
         witness.look()

@@ -115,7 +115,7 @@ PLAY = [
     "Ctrl-C: True",
     "given up: vLLM's core gave up its requests (abort)",
     "killed: vLLM's core died (exit status: EngineCore -9)",
-    "killed, reload: vLLM's core died",
+    "killed, reload: vLLM's core died (exit status: EngineCore -9)",
     "left: []",
     "killed at birth: vLLM's core died while it started. The messages above say why",
     "late: vLLM's core was not ready after 1 s. If it only loads slowly, set the environment variable "

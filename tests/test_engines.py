@@ -12,9 +12,10 @@ import pytest
 import torch
 from conftest import make_random_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from vllm import SamplingParams as VLLMParams
 
 from selfreward import registry
-from selfreward.config import EngineSettings, ModelSettings
+from selfreward.config import EngineSettings, ModelSettings, OpenAISettings
 from selfreward.engines import Completion, Engine, SamplingParams
 from selfreward.engines.base import TOO_LONG
 from selfreward.engines.scripted import ScriptedEngine
@@ -31,6 +32,9 @@ NUCLEUS = SamplingParams(temperature=0.7, top_p=0.8, max_tokens=16)
 NOUNS = "ant bear camel deer elk fox goat horse jackal koala lion mouse otter pig rabbit seal".split()
 # Of 1 to 16 words, so that a batch of them is padded.
 PROMPTS = [[{"role": "user", "content": " ".join(NOUNS[:num])}] for num in range(1, 17)]
+
+# Of three blocks and a bit.
+TEXT = [(37 * place) % 150 for place in range(100)]
 
 Request = tuple[list[Message], SamplingParams, list[int]]
 
@@ -207,6 +211,78 @@ def test_reload_serves_the_new_weights(engine: Engine, models: tuple[Path, Path]
     finally:
         engine.reload(str(models[0]))
     assert run(engine, requests) == before
+
+
+def reference_logprobs(path: Path, ids: Sequence[int]) -> list[float]:
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    with torch.inference_mode():
+        logprobs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    return [float(logprobs[place - 1, ids[place]]) for place in range(1, len(ids))]
+
+
+def greatest_difference(figures: Sequence[float] | None, others: Sequence[float]) -> float:
+    assert figures is not None
+    return max(abs(figure - other) for figure, other in zip(figures, others, strict=True))
+
+
+def test_logprobs_are_those_of_the_model(engine: Engine, models: tuple[Path, Path]) -> None:
+    expected = reference_logprobs(models[0], TEXT)
+    completion = one(engine, PROMPTS[5], SAMPLED)
+
+    async def at_once() -> None:
+        for _ in range(2):
+            every, last, [sample] = await asyncio.gather(
+                engine.logprobs(TEXT), engine.logprobs(TEXT, last=20), engine.sample(PROMPTS[5], SAMPLED, [0])
+            )
+            assert greatest_difference(every, expected) < 1e-4
+            assert greatest_difference(last, expected[-20:]) < 1e-4
+            assert sample == completion
+
+    asyncio.run(at_once())
+
+
+def test_a_stale_prefix_cache_shows_in_the_logprobs_of_the_last_tokens(
+    engines: Callable[[str], Engine], models: tuple[Path, Path]
+) -> None:
+    engine = engines("vllm")
+    true = reference_logprobs(models[1], TEXT)
+    asyncio.run(engine.logprobs(TEXT, last=8))
+    try:
+        # What a reload does, but for the cache, which holds what the old weights made of the text.
+        engine._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(models[1])})  # type: ignore[attr-defined]
+        assert greatest_difference(asyncio.run(engine.logprobs(TEXT)), true) < 1e-4
+        assert greatest_difference(asyncio.run(engine.logprobs(TEXT, last=8)), true[-8:]) > 0.1
+        engine.reload(str(models[1]))
+        assert greatest_difference(asyncio.run(engine.logprobs(TEXT, last=8)), true[-8:]) < 1e-4
+    finally:
+        engine.reload(str(models[0]))
+
+
+def test_a_prefix_cache_that_is_in_use_does_not_outlive_a_reload(
+    engines: Callable[[str], Engine], models: tuple[Path, Path]
+) -> None:
+    engine = engines("vllm")
+    asyncio.run(engine.logprobs(TEXT, last=8))
+    # vLLM does not empty a cache while a request holds a part of it.
+    core = engine._engine  # type: ignore[attr-defined]
+    core.add_request("held", {"prompt_token_ids": TEXT}, VLLMParams(max_tokens=20, detokenize=False))
+    core.step()
+    engine.reload(str(models[1]))
+    try:
+        figures = asyncio.run(engine.logprobs(TEXT, last=8))
+        assert greatest_difference(figures, reference_logprobs(models[1], TEXT)[-8:]) < 1e-4
+    finally:
+        engine.reload(str(models[0]))
+
+
+def test_an_engine_that_gives_no_logprobs_says_so(tiny_random_model: Path) -> None:
+    settings = EngineSettings(name="openai", openai=OpenAISettings(base_url="http://localhost:1/v1", model="judge"))
+    kinds = [
+        registry.load(name, registry.ENGINES, "engine")
+        for name in ("openai", "selfreward.engines.scripted:ScriptedEngine")
+    ]
+    model = ModelSettings(path=str(tiny_random_model))
+    assert [asyncio.run(kind(model.path, model, settings).logprobs(TEXT)) for kind in kinds] == [None, None]
 
 
 def test_a_failed_stage_leaves_the_engine_usable(engine: Engine, models: tuple[Path, Path]) -> None:

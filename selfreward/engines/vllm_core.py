@@ -138,6 +138,7 @@ class Core:
         """
         if not self._processes:
             return function()
+        self._check()
         answer: Future[T] = Future()
         # A daemon, since it waits for ever if the core dies.
         threading.Thread(target=_fulfil, args=(answer, function), daemon=True).start()
@@ -175,7 +176,7 @@ def deaths() -> Iterator[None]:
     try:
         yield
     except EngineDeadError as error:
-        raise EngineDied("vLLM's core died of an error, which stands in the messages above") from error
+        raise EngineDied("vLLM's core died; see the messages above") from error
 
 
 def _fulfil(answer: Future[T], function: Callable[[], T]) -> None:
