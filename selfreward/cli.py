@@ -216,10 +216,11 @@ def main() -> None:
     except Stopped as error:
         console.print(f"{error}. Go on with selfreward resume, or the same command", style="yellow", markup=False)
         sys.exit(error.exit_status)
-    except (ValueError, ChildProcessError, SelfrewardError, OSError) as error:
-        if os.environ.get("SELFREWARD_DEBUG"):
+    except Exception as error:
+        named = disk_error(error) or error
+        mendable = isinstance(named, (ValueError, ChildProcessError, SelfrewardError, OSError))
+        if not mendable or os.environ.get("SELFREWARD_DEBUG"):
             raise
-        named = disk_error(error)
         console.print(f"error: {named}", style="red", markup=False)
         console.print("(SELFREWARD_DEBUG=1 shows where it was raised)", style="dim")
         sys.exit(named.exit_status if isinstance(named, SelfrewardError) else 1)

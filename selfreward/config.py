@@ -75,6 +75,7 @@ RESERVED_VLLM = {
     "tokenizer_revision": "use model.revision",
     "trust_remote_code": "use model.trust_remote_code",
     "seed": "each request has a seed of its own, derived from the recipe's",
+    "logprobs_mode": "the proof of the hand-over reads them as the model gives them",
     "enable_lora": "the adapter is merged into the model that is served",
     "hf_token": SIGN_IN,
     "code_revision": "use model.revision",

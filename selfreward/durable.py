@@ -117,11 +117,15 @@ def _sealed(content: Mapping[str, Any]) -> bytes:
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Appends a JSON line whose last entry is the CRC-32 of those before it, in one write."""
+    """Appends a JSON line whose last entry is the CRC-32 of those before it, behind the last whole line."""
     body = json.dumps(content, ensure_ascii=False)
     line = f'{body[:-1]}, "crc": "{crc32(body.encode()):08x}"}}\n'
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            # A kill or a full disk left a part of a line.
+            os.ftruncate(descriptor, path.read_bytes().rfind(b"\n") + 1)
         write_all(descriptor, line.encode())
     finally:
         os.close(descriptor)

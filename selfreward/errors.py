@@ -6,6 +6,7 @@ A ``ValueError`` is something that the user can mend in the recipe or the data: 
 from __future__ import annotations
 
 import errno
+import os
 
 
 class SelfrewardError(Exception):
@@ -50,8 +51,17 @@ class Damaged(SelfrewardError):
     exit_status = 65
 
 
-def disk_error(error: BaseException) -> BaseException:
-    """An error of the disk by its name, whichever library met it; any other error as it is."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
-        return DiskFull(f"{error}. Make room on the disk, or mend it; what was finished before is kept")
-    return error
+_OF_THE_DISK = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)}
+
+
+def disk_error(error: Exception) -> DiskFull | None:
+    """An error of the disk by its name, whichever library met it; None: it is another error.
+
+    Libraries that write through Rust or C++ raise exceptions of their own, with the system's words.
+    """
+    known = error.errno in _OF_THE_DISK if isinstance(error, OSError) else _names_disk(str(error))
+    return DiskFull(f"{error}. Make room on the disk, or mend it; what was finished before is kept") if known else None
+
+
+def _names_disk(text: str) -> bool:
+    return any(words in text or f"os error {number})" in text for number, words in _OF_THE_DISK.items())

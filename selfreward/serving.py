@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from selfreward import handover, registry
 from selfreward.config import EngineSettings, ModelSettings
@@ -17,7 +18,9 @@ from selfreward.progress import console
 from selfreward.records import Message
 from selfreward.rundir import Run
 from selfreward.stages.gather import run_coroutine
+from selfreward.stopping import stop
 
+T = TypeVar("T")
 # Tokens at the end of each probe that are also asked for in the way of a sample.
 ENDS = 4
 
@@ -38,21 +41,20 @@ class SupervisedEngine:
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
         """As :meth:`Engine.sample`. Raises EngineDied once there are no restarts left."""
-        while True:
-            engine = self._engine
-            try:
-                return await engine.sample(messages, params, seeds)
-            except EngineDied as error:
-                self._restart(engine, error)
+        return await self._ask(lambda engine: engine.sample(messages, params, seeds))
 
     async def logprobs(self, texts: Sequence[Sequence[int]], last: int | None = None) -> list[list[float]] | None:
         """As :meth:`Engine.logprobs`, of several texts at once."""
-        found = await asyncio.gather(*(self._engine.logprobs(ids, last) for ids in texts))
+        found = await asyncio.gather(*(self._ask(partial(_logprobs, ids, last)) for ids in texts))
         given = [figures for figures in found if figures is not None]
         return given if len(given) == len(texts) else None
 
     def reload(self, model_path: str) -> None:
-        self._engine.reload(model_path)
+        """As :meth:`Engine.reload`."""
+        try:
+            self._engine.reload(model_path)
+        except EngineDied as error:
+            self._restart(self._engine, error, model_path)
 
     def close(self) -> None:
         self._engine.close()
@@ -63,7 +65,17 @@ class SupervisedEngine:
         )
         return engine
 
-    def _restart(self, dead: Engine, error: EngineDied) -> None:
+    async def _ask(self, request: Callable[[Engine], Awaitable[T]]) -> T:
+        while True:
+            engine = self._engine
+            try:
+                return await request(engine)
+            except EngineDied as error:
+                # SLURM ends an engine's process together with the run's.
+                stop.check()
+                self._restart(engine, error, engine.model)
+
+    def _restart(self, dead: Engine, error: EngineDied, model_path: str) -> None:
         if dead is not self._engine:
             return  # another coroutine has started it again
         if self._restarts == self._settings.max_restarts:
@@ -74,7 +86,11 @@ class SupervisedEngine:
         self._restarts += 1
         console.print(f"  {error}; starting it again ({self._restarts} of {self._settings.max_restarts})")
         dead.close()
-        self._engine = self._start(dead.model)
+        self._engine = self._start(model_path)
+
+
+async def _logprobs(ids: Sequence[int], last: int | None, engine: Engine) -> list[float] | None:
+    return await engine.logprobs(ids, last)
 
 
 class Engines:

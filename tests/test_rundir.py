@@ -163,3 +163,16 @@ def test_records_that_were_changed_are_not_built_on(recipe):
     records.write_text(records.read_text().replace("tie", "lie"))
     with pytest.raises(Damaged, match=r"iter_1/prompts/records.jsonl .*resume .* --from-iteration 1"):
         run.begin(Step("responses", 1))
+
+
+def test_a_line_is_never_appended_to_a_torn_one(tmp_path):
+    path = tmp_path / "x.jsonl"
+    append_line(path, {"a": 1})
+    whole = path.read_bytes()
+    for end in range(len(whole)):
+        path.write_bytes(whole + whole[:end])
+        append_line(path, {"a": 2})
+        lines = path.read_bytes().splitlines(keepends=True)
+        assert lines[0] == whole
+        assert len(lines) == 2
+        assert all(map(is_whole_line, lines))

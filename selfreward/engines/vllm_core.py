@@ -69,6 +69,8 @@ def start(args: EngineArgs) -> LLMEngine:
     Raises:
         EngineDied: the core's process ended before it was ready, or was not ready in VLLM_ENGINE_READY_TIMEOUT_S.
     """
+    if not envs.VLLM_ENABLE_V1_MULTIPROCESSING:
+        return LLMEngine.from_engine_args(args)
     limit = envs.VLLM_ENGINE_READY_TIMEOUT_S
     try:
         with _killed_after(limit) as late:

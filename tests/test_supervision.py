@@ -1,0 +1,73 @@
+"""An engine that dies is started again, a bounded number of times, and nothing that it finished is asked twice."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import ClassVar
+
+import pytest
+
+from selfreward.config import EngineSettings, ModelSettings
+from selfreward.engines import Completion, SamplingParams
+from selfreward.engines.scripted import ScriptedEngine
+from selfreward.errors import EngineDied
+from selfreward.serving import SupervisedEngine
+
+ASKED = [{"role": "user", "content": "Name a bird."}]
+PARAMS = SamplingParams(1.0, 1.0, 8)
+
+
+class Mortal(ScriptedEngine):
+    """Dies after a number of requests, each time it is started."""
+
+    script = staticmethod(lambda model, text, seed: f"{model} {seed}")
+    started: ClassVar[list[str]] = []
+    closed: ClassVar[int] = 0
+    lives: ClassVar[int] = 2
+
+    def __init__(self, model_path: str, model: ModelSettings, settings: EngineSettings) -> None:
+        super().__init__(model_path, model, settings)
+        self.started.append(model_path)
+        self._left = self.lives
+
+    async def sample(self, messages, params, seeds) -> list[Completion]:
+        if self._left == 0:
+            raise EngineDied("the engine died")
+        self._left -= 1
+        return await super().sample(messages, params, seeds)
+
+    def reload(self, model_path: str) -> None:
+        raise EngineDied("the engine died")
+
+    def close(self) -> None:
+        type(self).closed += 1
+
+
+@pytest.fixture
+def engine() -> Iterator[SupervisedEngine]:
+    Mortal.started, Mortal.closed = [], 0
+    settings = EngineSettings(name="test_supervision:Mortal", max_restarts=2)
+    yield SupervisedEngine("M1", ModelSettings.model_construct(path="M1"), settings)
+
+
+def ask(engine: SupervisedEngine, *seeds: int) -> list[str]:
+    async def all_at_once() -> list[list[Completion]]:
+        return await asyncio.gather(*(engine.sample(ASKED, PARAMS, [seed]) for seed in seeds))
+
+    return [completion.text for [completion] in asyncio.run(all_at_once())]
+
+
+def test_requests_survive_the_death_of_their_engine(engine: SupervisedEngine) -> None:
+    assert ask(engine, 0, 1, 2, 3, 4) == ["M1 0", "M1 1", "M1 2", "M1 3", "M1 4"]
+    assert Mortal.started == ["M1", "M1", "M1"]
+    assert Mortal.closed == 2
+
+
+def test_too_many_deaths_have_a_name(engine: SupervisedEngine) -> None:
+    with pytest.raises(EngineDied, match=r"the engine died\. It was started again 2 times \(engine\.max_restarts\)"):
+        ask(engine, *range(9))
+
+
+def test_an_engine_that_dies_at_its_reload_starts_with_the_new_model(engine: SupervisedEngine) -> None:
+    engine.reload("M2")
+    assert Mortal.started == ["M1", "M2"]
+    assert ask(engine, 0) == ["M2 0"]
