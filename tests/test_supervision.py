@@ -1,7 +1,6 @@
 """An engine that dies is started again, a bounded number of times, and nothing that it finished is asked twice."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import ClassVar
 
 import pytest
@@ -43,10 +42,10 @@ class Mortal(ScriptedEngine):
 
 
 @pytest.fixture
-def engine() -> Iterator[SupervisedEngine]:
+def engine() -> SupervisedEngine:
     Mortal.started, Mortal.closed = [], 0
     settings = EngineSettings(name="test_supervision:Mortal", max_restarts=2)
-    yield SupervisedEngine("M1", ModelSettings.model_construct(path="M1"), settings)
+    return SupervisedEngine("M1", ModelSettings.model_construct(path="M1"), settings)
 
 
 def ask(engine: SupervisedEngine, *seeds: int) -> list[str]:
