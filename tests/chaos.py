@@ -68,7 +68,7 @@ def _wait_for_moment(lab: Lab, name: str, attempt: Attempt, rng: random.Random) 
     """Waits until a random moment of one of the next stages, each as likely as the others, or of the start."""
     moment = rng.random()
     left = [folder for folder in lab.seconds if not (lab.run(name) / folder / MARKER).is_file()]
-    targets = [folder for folder in left if not folder.endswith("judgements")][:3]
+    targets = [folder for folder in left if not folder.endswith("judgements")][:6]
     if not targets or rng.random() < 0.1:
         time.sleep(moment)
         return
