@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfreward import secrets, stages
-from selfreward.config import load_recipe
+from selfreward.config import Recipe, load_recipe
 from selfreward.errors import Damaged, SelfrewardError, Stopped, disk_error
 from selfreward.progress import console
 from selfreward.stopping import stop
@@ -47,34 +48,40 @@ def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     print(describe(settings))
 
 
-@app.command()
-def run(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Runs a recipe. Run it again after an interruption, or `resume` the run: it goes on where it stopped."""
-    from selfreward import loop
+FromIteration = Annotated[
+    int | None, typer.Option(min=0, help="Set this iteration and the later ones aside, and make them anew.")
+]
+Remake = Annotated[bool, typer.Option("--remake", help="Set aside what an edit touches, and make that anew.")]
 
-    settings = load_recipe(recipe, overrides or [])
-    stop.listen(settings.launch.grace)
-    _show(loop.run(settings))
+
+@app.command()
+def run(
+    recipe: RecipeArgument, overrides: Overrides = None, from_iteration: FromIteration = None, remake: Remake = False
+) -> None:
+    """Runs a recipe. Run it again after an interruption, or `resume` the run: it goes on where it stopped."""
+    _run(load_recipe(recipe, overrides or []), from_iteration, remake)
 
 
 @app.command()
 def resume(
-    run: RunArgument,
-    overrides: Overrides = None,
-    from_iteration: Annotated[
-        int | None, typer.Option(help="Set this iteration and the later ones aside, and make them anew.")
-    ] = None,
+    run: RunArgument, overrides: Overrides = None, from_iteration: FromIteration = None, remake: Remake = False
 ) -> None:
     """Goes on with a run exactly where it stopped, or from an earlier iteration, with edited settings if any."""
+    from selfreward.history import recipe_of
+
+    _run(recipe_of(run, overrides or []), from_iteration, remake)
+
+
+def _run(recipe: Recipe, from_iteration: int | None, remake: bool) -> None:
     from selfreward import history, loop
     from selfreward.preflight import preflight
 
-    settings = history.recipe_of(run, overrides or [])
-    preflight(settings)
-    stop.listen(settings.launch.grace)
-    if from_iteration is not None:
-        print(f"set aside in {history.go_back(settings, from_iteration)}", file=sys.stderr)
-    _show(loop.run(settings))
+    stop.listen(recipe.launch.grace)
+    if from_iteration is not None or remake:
+        preflight(recipe)
+        aside = history.remake(recipe) if from_iteration is None else history.go_back(recipe, from_iteration)
+        print(f"set aside in {aside}" if aside else "nothing to set aside", file=sys.stderr)
+    _show(loop.run(recipe))
 
 
 @app.command()
@@ -88,7 +95,7 @@ def fork(
     from selfreward import history
 
     made = history.fork(run, iteration, to, overrides or [])
-    print(f"{made.path}\nGo on with: selfreward resume {made.path}")
+    print(f"{made.path}\nGo on with: selfreward resume {shlex.quote(str(made.path))}")
 
 
 @app.command()
@@ -214,13 +221,13 @@ def main() -> None:
         secrets.refuse(sys.argv[1:])
         app()
     except Stopped as error:
-        console.print(f"{error}. Go on with selfreward resume, or the same command", style="yellow", markup=False)
+        console.print(str(error), style="yellow", markup=False, soft_wrap=True)
         sys.exit(error.exit_status)
     except Exception as error:
         named = disk_error(error) or error
         mendable = isinstance(named, (ValueError, ChildProcessError, SelfrewardError, OSError))
         if not mendable or os.environ.get("SELFREWARD_DEBUG"):
             raise
-        console.print(f"error: {named}", style="red", markup=False)
+        console.print(f"error: {named}", style="red", markup=False, soft_wrap=True)
         console.print("(SELFREWARD_DEBUG=1 shows where it was raised)", style="dim")
         sys.exit(named.exit_status if isinstance(named, SelfrewardError) else 1)

@@ -42,6 +42,9 @@ NO_RESULT = (
     "iterations",
     "launch",
     "tracking",
+    # Whatever it names, the bytes tell.
+    "model.revision",
+    "judge.model.revision",
     "judge.min_parse_rate",
     *(f"{block}.{name}" for block in ("engine", "judge.engine") for name in ("max_in_flight", "max_restarts")),
     *(f"{block}.{name}" for block in ("engine", "judge.engine") for name in ("stall_timeout", "transformers")),
@@ -61,7 +64,7 @@ NO_RESULT_OPTIONS = frozenset(
     "include_num_input_tokens_seen ddp_timeout".split()
 )
 MISSING = "missing"
-WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py")
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,9 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
             found += [Change(f"{key}.{name}", old.get(name), new.get(name)) for name in {**old, **new}]
         elif MISSING not in (old, new):
             found.append(Change(key, old, new))
-    found += [Change(name, before["stages"].get(name), digest) for name, digest in now["stages"].items()]
+    old_stages, new_stages = before["stages"], now["stages"]
+    # A stage that is read in one of the two alone is a change, even if it is not made yet.
+    found += [Change(n, old_stages.get(n, False), new_stages.get(n, False)) for n in {**old_stages, **new_stages}]
     return [change for change in found if change.before != change.after]
 
 

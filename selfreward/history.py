@@ -1,18 +1,66 @@
-"""Going back in a run without losing anything: iterations set aside, and forks that share a past. No torch."""
+"""Going on with another recipe without losing anything: what is refused, set aside, or forked. No torch."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from selfreward.config import Recipe, edited_recipe
-from selfreward.durable import read_sealed, sync_tree, write_sealed
+from selfreward.durable import read_sealed, sync, write_sealed
 from selfreward.fingerprint import stale
 from selfreward.lock import RunLock
-from selfreward.plan import plan
+from selfreward.plan import Step, plan
 from selfreward.preflight import preflight
-from selfreward.rundir import ORIGIN, RECIPE, Run, iteration_folder, iteration_of, make_folder
+from selfreward.rundir import MARKER, ORIGIN, RECIPE, Run, StageFolder, iteration_of, make_folder
+
+
+def refuse_stale(run: Run) -> None:
+    """Raises ValueError if the run's recipe would make a finished stage otherwise, with the ways to go on."""
+    found = stale(run)
+    if not found:
+        return
+    changed = list({change.key: change for own in found.values() for change in own}.values())
+    first, path = min(step.iteration for step in found), shlex.quote(str(run.path))
+    restored = "with the old files back in place, goes" if any(c.is_file for c in changed) else "goes"
+    lines = [
+        f"{run.path} has finished stages that this recipe would make otherwise, and a run is never overwritten.",
+        "What differs:",
+        *(f"  {change}" for change in changed),
+        f"Stages it touches: {', '.join(map(str, found))}",
+        "Go on with one of:",
+        "  the same command with --remake",
+        "      sets these stages aside, and makes them anew",
+        f"  the same command with --from-iteration {first}",
+        f"      sets aside all of iteration {first} and what follows, and makes them anew",
+    ]
+    if first:
+        lines += [
+            f"  selfreward fork {path} --iteration {first} --to NAME{_edits(run)}",
+            "      makes a new run, which shares what is before",
+        ]
+    lines += [f"  selfreward resume {path}", f"      {restored} on with the recipe that the run has"]
+    raise ValueError("\n".join(lines))
+
+
+def _edits(run: Run) -> str:
+    """What distinguishes the run's recipe from the one it was made with, as it is typed on a command line."""
+    stored = run.path / RECIPE
+    before = read_sealed(stored) if stored.is_file() else {}
+    words = _differences(before, run.recipe.model_dump(mode="json"))
+    return "".join(f" {shlex.quote(word)}" for word in words if word.partition("=")[0] not in ("name", "run_dir"))
+
+
+def _differences(before: Any, after: Any, key: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name, value in after.items():
+            yield from _differences(before.get(name), value, f"{key}.{name}" if key else name)
+    elif before != after:
+        yield f"{key}={after if isinstance(after, str) else json.dumps(after)}"
 
 
 def recipe_of(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -22,39 +70,65 @@ def recipe_of(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: there is no run, or the recipe can't be run (any more).
     """
     where = Run.open(path).path
-    resolved = read_sealed(where / RECIPE)
+    return _placed(where, where, overrides)
+
+
+def _placed(stored: Path, where: Path, overrides: Sequence[str]) -> Recipe:
+    """The recipe of the run at ``stored`` for a run at ``where``."""
+    resolved = read_sealed(stored / RECIPE)
     return edited_recipe({**resolved, "name": where.name, "run_dir": str(where.parent)}, overrides)
 
 
-def go_back(recipe: Recipe, iteration: int) -> Path:
+def go_back(recipe: Recipe, iteration: int) -> Path | None:
     """Sets an iteration of the recipe's run and all later ones aside, so that they are made anew by this recipe.
 
     Returns:
-        The numbered folder that they are in.
+        The numbered folder that they are in; None if the run had not come that far.
 
     Raises:
-        ValueError: the run has nothing of that iteration.
+        ValueError: the run has not come near that iteration, or the recipe asks for another past.
     """
     with RunLock(make_folder(recipe)):
         run = Run(make_folder(recipe), recipe)
-        names = [
-            path.name for path in run.path.iterdir() if _is_iteration(path) and iteration_of(path.name) >= iteration
-        ]
-        if not names:
-            raise ValueError(f"{run.path} has nothing of iteration {iteration} or later to set aside")
-        aside = run.set_aside(names, f"resumed from iteration {iteration}")
-        _settle(run, iteration)
+        made = sorted((name.name for name in run.path.iterdir() if iteration_of(name.name) >= 0), key=iteration_of)
+        if iteration > max(map(iteration_of, made), default=0) + 1:
+            raise ValueError(f"{run.path} has nothing of iteration {iteration - 1} or later to go on from")
+        if iteration:
+            _refuse_another_past(Run.open(run.path).recipe, recipe)
+        if any(step.iteration < iteration for step in stale(run)) or run.settled > iteration:
+            write_sealed(run.path / ORIGIN, {**run.origin, "settled": iteration})
+        names = [name for name in reversed(made) if iteration_of(name) >= iteration]
+        aside = run.set_aside(names, f"resumed from iteration {iteration}") if names else None
+        write_sealed(run.path / RECIPE, recipe.model_dump(mode="json"))
     return aside
 
 
-def _is_iteration(path: Path) -> bool:
-    return path.name == "seed" or path.name.startswith("iter_")
+def remake(recipe: Recipe) -> Path | None:
+    """Sets the stages aside that the recipe would make otherwise, and no others.
+
+    Returns:
+        The numbered folder that they are in; None if there are none.
+    """
+    with RunLock(make_folder(recipe)):
+        run = Run(make_folder(recipe), recipe)
+        folders = [run.stage(step.stage, step.iteration) for step in reversed(list(stale(run)))]
+        names = [name for folder in folders for name in _with_model(folder)]
+        aside = run.set_aside(names, "made otherwise by an edited recipe") if names else None
+        write_sealed(run.path / RECIPE, recipe.model_dump(mode="json"))
+    return aside
 
 
-def _settle(run: Run, iteration: int) -> None:
-    """Takes the past as it is where the edited recipe would have made it otherwise."""
-    if stale(run) or run.settled > iteration:
-        write_sealed(run.path / ORIGIN, {**run.origin, "settled": iteration})
+def _with_model(folder: StageFolder) -> list[str]:
+    """A training's folder, and that of its model; the one with the marker first."""
+    return [folder.name, folder.name.replace("train", "model")] if folder.path.name == "train" else [folder.name]
+
+
+def _refuse_another_past(before: Recipe, after: Recipe) -> None:
+    if (before.seed_data is None) != (after.seed_data is None):
+        raise ValueError(
+            "seed_data decides which model the first iteration starts from, and can't be added to or taken from a run "
+            "that keeps its first iterations. Make it anew with --from-iteration 0, or give it a name of its own"
+        )
 
 
 def fork(path: Path, iteration: int, to: str, overrides: Sequence[str] = ()) -> Run:
@@ -72,9 +146,30 @@ def fork(path: Path, iteration: int, to: str, overrides: Sequence[str] = ()) -> 
         ValueError: the new run exists, is on another file system, or the past is not finished.
     """
     source = Run.open(path)
-    target = Path(to) if os.sep in to else source.path.parent / to
-    recipe = recipe_of(path, [*overrides, f"name={target.name}", f"run_dir={target.parent}"])
+    target = (Path(to) if os.sep in to else source.path.parent / to).absolute()
+    recipe = _placed(source.path, target, overrides)
     preflight(recipe)
+    _refuse_another_past(source.recipe, recipe)
+    shared = _past(source, iteration)
+    if target.exists():
+        raise ValueError(f"{target} exists, and a run is never overwritten. Choose another name, or remove it")
+    origin = {"run": source.path.name, "iteration": iteration}
+    try:
+        with RunLock(make_folder(recipe)):
+            made = Run(make_folder(recipe), recipe)
+            for step in shared:
+                _link(source.stage(step.stage, step.iteration), made.path)
+            write_sealed(made.path / ORIGIN, {"settled": iteration, "forked_from": origin})
+            write_sealed(made.path / RECIPE, recipe.model_dump(mode="json"))
+            made.log({"stage": "fork", **origin})
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    return made
+
+
+def _past(source: Run, iteration: int) -> list[Step]:
+    """The steps before an iteration. Raises ValueError if they are not all finished."""
     last = source.recipe.iterations + 1
     if not 1 <= iteration <= last:
         raise ValueError(f"{source.path} can be forked at iterations 1 to {last}, and not at {iteration}")
@@ -82,29 +177,20 @@ def fork(path: Path, iteration: int, to: str, overrides: Sequence[str] = ()) -> 
     unfinished = [step for step in shared if not source.stage(step.stage, step.iteration).done]
     if unfinished:
         raise ValueError(f"{source.path} can't be forked at iteration {iteration}: {unfinished[0]} is not finished")
-    if target.exists():
-        raise ValueError(f"{target} exists, and a run is never overwritten. Choose another name")
-    with RunLock(make_folder(recipe)):
-        made = Run(make_folder(recipe), recipe)
-        for t in sorted({step.iteration for step in shared}):
-            _link(source.path / iteration_folder(t), made.path / iteration_folder(t))
-        origin = {"run": source.path.name, "iteration": iteration}
-        write_sealed(made.path / ORIGIN, {"settled": iteration, "forked_from": origin})
-        write_sealed(made.path / RECIPE, recipe.model_dump(mode="json"))
-        made.log({"stage": "fork", **origin})
-    return made
+    return shared
 
 
-def _link(source: Path, target: Path) -> None:
-    for folder, _, files in os.walk(source):
-        into = target / Path(folder).relative_to(source)
-        into.mkdir(parents=True)
-        for file in files:
-            try:
-                os.link(Path(folder, file), into / file)
-            except OSError as error:
-                raise ValueError(
-                    f"{into / file} can't be a link to {folder}/{file}: {error.strerror}. "
-                    "Fork to the same file system, one that has hard links"
-                ) from error
-    sync_tree(target)
+def _link(folder: StageFolder, root: Path) -> None:
+    """Links the files of a finished stage, its marker last."""
+    marker = folder.path / MARKER
+    for file in [*(path for path in folder.files() if path != marker), marker]:
+        target = root / file.relative_to(folder.root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, target)
+        except OSError as error:
+            raise ValueError(
+                f"{target} can't be a link to {file}: {error.strerror}. "
+                "Fork to the same file system, one that has hard links"
+            ) from error
+        sync(target.parent)

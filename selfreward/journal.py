@@ -38,7 +38,7 @@ class Journal:
     """Appends values under keys of 32 hexadecimal digits; the index in memory holds keys and places alone."""
 
     def __init__(self, path: Path) -> None:
-        """Opens or makes a journal, and cuts off a line that was not finished."""
+        """Opens or makes a journal, and cuts off a line that was not finished; a damaged one is passed over."""
         self._path = path
         self._places: dict[bytes, int] = {}
         self._writer = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -103,17 +103,22 @@ class Journal:
             raise self._failed(self._error)
 
     def _recover(self) -> int:
-        """Reads the keys of all whole lines and returns where the last one ends; the file is cut there."""
-        end = 0
+        """Reads the keys of all whole lines and returns where the last line ends; the file is cut there."""
+        end, damaged = 0, 0
         with self._path.open("rb") as file:
             for line in file:
-                if not _is_whole(line):
+                if line[-1:] != b"\n":
                     break
-                self._places[unhexlify(line[_KEY : _VALUE - 1])] = end
+                if _is_whole(line):
+                    self._places[unhexlify(line[_KEY : _VALUE - 1])] = end
+                else:
+                    damaged += 1
                 end += len(line)
-        torn = self._path.stat().st_size - end
+        torn, stage = self._path.stat().st_size - end, self._path.parent.name
+        if damaged:
+            console.print(f"  {stage}: {damaged} lines of the journal are damaged; what they held is asked again")
         if torn:
-            console.print(f"  {self._path.parent.name}: cut off {torn} bytes of a record that was not finished")
+            console.print(f"  {stage}: cut off {torn} bytes of a record that was not finished")
             os.truncate(self._path, end)
             os.fsync(self._writer)
         return end
@@ -128,10 +133,10 @@ class Journal:
             self._unsynced = 0
             try:
                 os.fsync(self._writer)
+                free = shutil.disk_usage(self._path.parent).free
             except OSError as error:
                 self._error = error
                 return
-            free = shutil.disk_usage(self._path.parent).free
             if free < RESERVE:
                 self._error = DiskFull(f"{self._path.parent}: {free >> 20} MiB of disk are left")
                 return

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 
 from selfreward import disk, stages
 from selfreward.config import Recipe
 from selfreward.environment import record_environment
+from selfreward.errors import Stopped
 from selfreward.launchers import launch_training
 from selfreward.lock import RunLock
 from selfreward.plan import Step, inputs, plan
@@ -37,14 +39,27 @@ def run(recipe: Recipe) -> Run:
     with RunLock(make_folder(recipe)):
         current = Run.create(recipe)
         record_environment(current)
-        with Engines(current) as engines, Trackers(current) as trackers:
-            for step in plan(recipe):
-                if current.stage(step.stage, step.iteration).done:
-                    current.stage(step.stage, step.iteration).sweep()
-                    continue
-                for done, summary in perform(current, step, engines):
-                    trackers.log(done.iteration, done.stage, summary)
+        try:
+            _go_through(current)
+        except Stopped as stopped:
+            raise Stopped(f"{stopped}. Go on with: selfreward resume {shlex.quote(str(current.path))}") from None
     return current
+
+
+def _go_through(run: Run) -> None:
+    steps = {step: run.stage(step.stage, step.iteration) for step in plan(run.recipe)}
+    logged = run.logged()
+    for step, folder in steps.items():
+        if folder.done:
+            folder.sweep()
+            if (step.iteration, step.stage) not in logged:
+                # It was killed between its marker and its log, or a fork brought it along.
+                run.log({"iteration": step.iteration, "stage": step.stage, **folder.summary})
+    with Engines(run) as engines, Trackers(run) as trackers:
+        for step, folder in steps.items():
+            if not folder.done:
+                for done, summary in perform(run, step, engines):
+                    trackers.log(done.iteration, done.stage, summary)
 
 
 def perform(run: Run, step: Step, engines: Engines) -> list[tuple[Step, Summary]]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
+import re
 import shutil
 import stat
 import time
@@ -26,12 +26,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfreward.config import Recipe, stored_recipe
-from selfreward.durable import append_line, hash_of, json_hash, read_sealed, sync, write_bytes, write_sealed
+from selfreward.durable import (
+    append_line,
+    hash_of,
+    is_whole_line,
+    json_hash,
+    read_sealed,
+    sync,
+    write_bytes,
+    write_sealed,
+)
 from selfreward.environment import versions
 from selfreward.errors import Damaged
-from selfreward.fingerprint import Change, begins_with, fetch, reads, stale
+from selfreward.fingerprint import begins_with, changes, fetch, reads
 from selfreward.journal import Journal
 from selfreward.plan import Step, inputs, makes_model
+from selfreward.progress import console
 from selfreward.records import (
     Agreement,
     Judgement,
@@ -112,7 +122,7 @@ class StageFolder:
         return None if self.done or not path.is_file() else read_sealed(path)["reads"]
 
     def begin(self, reads: Mapping[str, Any]) -> None:
-        """Makes the folder ready: with the journal and checkpoints of an attempt that read the same.
+        """Makes the folder ready, with the journal and checkpoints of an attempt that is in it.
 
         Raises:
             ValueError: a link leads out of the run.
@@ -120,7 +130,7 @@ class StageFolder:
         assert not self.done, f"{self.path} is finished"
         if not self.path.resolve().is_relative_to(self.root):
             raise ValueError(f"{self.path} leads out of the run through a link. Remove the link")
-        if self.path.is_dir() and self.begun != reads:
+        if self.path.is_dir() and self.begun is None:
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         for path in self.path.iterdir():
@@ -193,9 +203,9 @@ def _remove(path: Path) -> None:
 
 
 def iteration_of(name: str) -> int:
-    """The iteration of a folder within a run, such as ``iter_2/pairs``."""
-    folder = Path(name).parts[0]
-    return 0 if folder == "seed" else int(folder.removeprefix("iter_"))
+    """The iteration of a folder within a run, such as ``iter_2/pairs``; -1 for what is none."""
+    found = re.fullmatch(r"seed|iter_([1-9][0-9]*)", Path(name).parts[0])
+    return -1 if found is None else int(found[1] or 0)
 
 
 class Run:
@@ -215,14 +225,15 @@ class Run:
         Raises:
             ValueError: the folder is a link, or holds finished stages that this recipe would make otherwise.
         """
+        from selfreward.history import refuse_stale
+
         for settings in filter(None, (recipe.model, recipe.judge.model)):
             fetch(settings)
         path = make_folder(recipe)
         run = cls(path, recipe)
         stored = path / RECIPE
         resolved = recipe.model_dump(mode="json")
-        if stored.is_file():
-            refuse_stale(run)
+        refuse_stale(run)
         if not stored.is_file() or read_sealed(stored) != resolved:
             write_sealed(stored, resolved)
         return run
@@ -268,8 +279,10 @@ class Run:
             if folder.done:
                 folder.check()
         folder, now = self.stage(step.stage, step.iteration), begins_with(step, reads(self, step))
-        if folder.begun not in (None, now):
-            self.set_aside([folder.name], f"{step} was begun with other settings")
+        begun = folder.begun
+        if begun is not None and changes(begun, now):
+            aside = self.set_aside([folder.name], f"{step} was begun with other settings")
+            console.print(f"{step} was begun with other settings. What it had finished is in {aside}", style="yellow")
         folder.begin(now)
 
     def commit(self, step: Step, summary: Mapping[str, Any]) -> None:
@@ -285,16 +298,20 @@ class Run:
         folder.commit({**begun, "stages": reads(self, step)["stages"]}, summary)
 
     def set_aside(self, names: Iterable[str], reason: str) -> Path:
-        """Moves folders of the run into a numbered one, last first, so that what is left is always a whole past.
+        """Moves folders of the run into a numbered one.
+
+        Args:
+            names: the last one of the run first, so that what is left is a whole past at any moment.
+            reason: for the log.
 
         Returns:
             The numbered folder, which has the recipe that they were made with.
         """
-        numbers = [int(path.name) for path in (self.path / SET_ASIDE).glob("[0-9]*")]
+        numbers = [int(path.name) for path in (self.path / SET_ASIDE).glob("*") if path.name.isdecimal()]
         aside = self.path / SET_ASIDE / str(max(numbers, default=0) + 1)
         aside.mkdir(parents=True)
         write_bytes(aside / RECIPE, [(self.path / RECIPE).read_bytes()])
-        for name in sorted(names, key=iteration_of, reverse=True):
+        for name in names:
             target = aside / name
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.path / name, target)
@@ -349,6 +366,13 @@ class Run:
         """Appends a line to ``metrics.jsonl``, with its checksum."""
         append_line(self.path / METRICS, {"time": round(time.time(), 3), **metrics})
 
+    def logged(self) -> set[tuple[int, str]]:
+        """The iteration and name of each stage whose summary is in ``metrics.jsonl``."""
+        path = self.path / METRICS
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        entries = [json.loads(line) for line in lines if is_whole_line(line)]
+        return {(entry["iteration"], entry["stage"]) for entry in entries if "seconds" in entry}
+
 
 def iteration_folder(iteration: int) -> str:
     """Where the stages of an iteration are, within the run."""
@@ -366,38 +390,3 @@ def make_folder(recipe: Recipe) -> Path:
         raise ValueError(f"{path} is a link, and a run stays inside its folder. Remove it, or choose another name=...")
     path.mkdir(mode=0o700 if recipe.launch.private else 0o777, parents=True, exist_ok=True)
     return path.resolve()
-
-
-def refuse_stale(run: Run) -> None:
-    """Raises ValueError if the run's recipe would make a finished stage otherwise, with the ways to go on."""
-    found = stale(run)
-    if not found:
-        return
-    changed = list({change.key: change for own in found.values() for change in own}.values())
-    first = min(step.iteration for step in found)
-    edits = "".join(f" {change.key}={_word(change.after)}" for change in changed if _is_setting(change))
-    restored = "with the old files back in place, goes" if any(c.is_file for c in changed) else "goes"
-    lines = [
-        f"{run.path} has finished stages that this recipe would make otherwise, and a run is never overwritten.",
-        "What differs:",
-        *(f"  {change}" for change in changed),
-        f"Stages it touches: {', '.join(map(str, found))}",
-        "Go on with one of:",
-        f"  selfreward resume {run.path} --from-iteration {first}{edits}",
-        f"      sets aside iteration {first} and what follows, and makes them anew",
-        f"  selfreward fork {run.path} --iteration {first} --to NAME{edits}",
-        "      makes a new run, which shares what is before",
-        f"  selfreward resume {run.path}",
-        f"      {restored} on with the recipe that the run has",
-    ]
-    raise ValueError("\n".join(lines))
-
-
-def _is_setting(change: Change) -> bool:
-    return not change.is_file and not change.is_stage
-
-
-def _word(value: Any) -> str:
-    """A value as it is typed on the command line."""
-    text = "null" if value is None else value if isinstance(value, str) else json.dumps(value)
-    return shlex.quote(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -21,6 +22,7 @@ from selfreward.stages.gather import run_coroutine
 from selfreward.stopping import stop
 
 T = TypeVar("T")
+PAUSE = 2.0  # seconds before an engine is started again
 # Tokens at the end of each probe that are also asked for in the way of a sample.
 ENDS = 4
 
@@ -78,15 +80,21 @@ class SupervisedEngine:
     def _restart(self, dead: Engine, error: EngineDied, model_path: str) -> None:
         if dead is not self._engine:
             return  # another coroutine has started it again
-        if self._restarts == self._settings.max_restarts:
-            raise EngineDied(
-                f"{error}. It was started again {self._restarts} times (engine.max_restarts). What was finished is "
-                "kept: find out why in the messages above, then selfreward resume"
-            ) from error
-        self._restarts += 1
-        console.print(f"  {error}; starting it again ({self._restarts} of {self._settings.max_restarts})")
         dead.close()
-        self._engine = self._start(model_path)
+        while self._restarts < self._settings.max_restarts:
+            self._restarts += 1
+            console.print(f"  {error}; starting it again ({self._restarts} of {self._settings.max_restarts})")
+            # The memory of a process that was killed may take a moment to come back.
+            time.sleep(PAUSE)
+            try:
+                self._engine = self._start(model_path)
+                return
+            except EngineDied as again:
+                error = again
+        raise EngineDied(
+            f"{error}. It was started again {self._restarts} times (engine.max_restarts). What was finished is "
+            "kept: find out why in the messages above, then selfreward resume"
+        ) from error
 
 
 async def _logprobs(ids: Sequence[int], last: int | None, engine: Engine) -> list[float] | None:

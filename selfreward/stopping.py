@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from types import FrameType
 
 from selfreward.errors import Stopped
-from selfreward.progress import console
 
 
 class Stop:
@@ -57,7 +56,8 @@ class Stop:
         if not self.requested:
             self._asked_at = time.monotonic()
             again = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
-            console.print(f"stopping: what is in flight has {self.grace:g} s to finish{again}", style="yellow")
+            # Past Python's own streams, in the middle of whose work a signal may arrive.
+            os.write(2, f"stopping: what is in flight has {self.grace:g} s to finish{again}\n".encode())
 
 
 stop = Stop()

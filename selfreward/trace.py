@@ -7,7 +7,7 @@ from typing import Any
 
 from selfreward.plan import makes_model
 from selfreward.records import Judgement, PreferencePair, Prompt, Response
-from selfreward.rundir import Run
+from selfreward.rundir import Run, iteration_of
 
 STAGES = ("prompts", "responses", "judgements", "pairs")
 
@@ -47,8 +47,8 @@ def trace(run: Run, pair_id: str) -> dict[str, Any]:
 def _find(run: Run, pair_id: str) -> tuple[int, PreferencePair]:
     found = [
         (t, pair)
-        for t in range(1, run.recipe.iterations + 1)
-        if run.stage("pairs", t).done
+        for t in sorted(iteration_of(path.name) for path in run.path.iterdir())
+        if t > 0 and run.stage("pairs", t).done
         for pair in run.records("pairs", t, PreferencePair)
         if pair.id.startswith(pair_id)
     ]

@@ -47,7 +47,8 @@ def verify(path: Path) -> Report:
     except Damaged as error:
         return Report([str(error)])
     report.problems += _loose_files(run.path)
-    folders = sorted({marker.parent for marker in run.path.glob(f"*/*/{MARKER}") if marker.parent.parent.is_dir()})
+    folders = sorted(marker.parent for marker in run.path.glob(f"*/*/{MARKER}"))
+    folders = [folder for folder in folders if iteration_of(folder.parent.name) >= 0]
     whole = [folder for folder in folders if _check_stage(run, folder, report)]
     names = {str(folder.relative_to(run.path)) for folder in whole}
     for iteration in sorted({iteration_of(name) for name in names}):
@@ -64,8 +65,8 @@ def _loose_files(root: Path) -> Iterator[str]:
                 read_sealed(path)
             except Damaged as error:
                 yield str(error)
-        elif name != ORIGIN:
-            yield f"{path} is missing"
+    if not (root / METRICS).is_file():
+        return
     with (root / METRICS).open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not is_whole_line(line):

@@ -41,7 +41,7 @@ from selfreward.rundir import MARKER
 
 STOPPED_IN = ("seed/train", "seed/evaluate", "iter_1/responses", "iter_1/train", "iter_1/evaluate")
 GRACE = 60.0  # seconds: the recipe's launch.grace
-ORPHAN = 15.0  # seconds that a training may outlive its parent
+ORPHAN = 5.0  # seconds that a training may outlive its parent
 
 
 def random_kills(lab: Lab, kills: int, seed: int, figures: Figures) -> Figures:

@@ -152,8 +152,7 @@ class Witness:
         self._count("changed", {name for name in now if not _is_own(name) and now[name] != self._expected.get(name)})
         self._seen = now
         for name, before in self._journals.items():
-            if not (self._run / name).with_name(MARKER).is_file():
-                self._count("lost", set(before) - set(whole_lines(self._run / name)))
+            self._count("lost", self._lost(StageFolder(self._run, str(Path(name).parent)), before))
         self._journals = {str(path.relative_to(self._run)): whole_lines(path) for path in self._run.rglob(JOURNAL)}
         for name, lines in self._journals.items():
             keys = Counter(line.split()[1].decode() for line in lines)
@@ -169,6 +168,13 @@ class Witness:
             self._figures.doubled += sum(number for line, number in (ours - theirs).items() if line in theirs)
             self._figures.changed += sum(number for line, number in (ours - theirs).items() if line not in theirs)
         return sorted(name for name in {**now, **expected} if now.get(name) != expected.get(name))
+
+    def _lost(self, folder: StageFolder, before: list[bytes]) -> list[object]:
+        """Lines of a journal that are gone, or were asked for again before the stage was committed."""
+        if not folder.done:
+            return list(set(before) - set(whole_lines(folder.path / JOURNAL)))
+        asked = folder.path.name != "evaluate" and len(before) > folder.summary.get("resumed", 0)
+        return [f"{folder.name}: {len(before)} requests were finished, and not all were found"] if asked else []
 
     def _count(self, what: str, names: Iterable[object]) -> None:
         for name in names:

@@ -88,7 +88,7 @@ def test_from_an_iteration_on_everything_is_set_aside_and_made_anew(first: Run, 
 
 def test_an_edited_recipe_goes_on_from_an_iteration_and_keeps_the_past(first: Run, run: Run) -> None:
     recipe = history.recipe_of(run.path, ["training.dpo.beta=0.5"])
-    with pytest.raises(ValueError, match=r"--from-iteration 1 training\.dpo\.beta=0\.5"):
+    with pytest.raises(ValueError, match=r"--iteration 1 --to NAME training\.dpo\.beta=0\.5"):
         loop.run(recipe)
     history.go_back(recipe, 2)
     edited = loop.run(recipe)
@@ -101,11 +101,59 @@ def test_an_edited_recipe_goes_on_from_an_iteration_and_keeps_the_past(first: Ru
     assert json.loads((run.path / "set_aside/1/resolved.json").read_text())["training"]["dpo"].get("beta") is None
 
 
+def test_only_what_an_edit_touches_is_made_anew(first: Run, run: Run) -> None:
+    result = command("resume", run.path, "--remake", "training.dpo.beta=0.5")
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (run.path / "set_aside/1/iter_1").iterdir()} == {"train", "model"}
+    new, old = hashes(run, 1, 2), hashes(first, 1, 2)
+    assert {name for name in old if name.startswith("iter_1") and new[name] != old[name]} == {
+        "iter_1/train/adapter/adapter_model.safetensors",
+        "iter_1/model/model.safetensors",
+    }
+    assert status(Run.open(run.path))["done"]
+    assert verify(run.path).problems == []
+
+
+def test_an_evaluation_may_be_added_to_a_finished_run(run: Run, first: Run) -> None:
+    held_out = f"evaluation.prompts={first.path.parents[1]}/prompts.jsonl"
+    loop.run(history.recipe_of(run.path, [held_out]))
+    result = command("resume", run.path, "evaluation.n=2")
+    assert result.returncode == 1
+    assert "fork" not in result.stderr
+    assert command("resume", run.path, "evaluation.n=2", "--remake").returncode == 0
+    assert {path.name for path in (run.path / "set_aside/1").rglob("*") if path.is_dir()} == {
+        *("seed", "iter_1", "iter_2", "evaluate")
+    }
+    assert verify(run.path).problems == []
+
+
+def test_seed_data_can_not_be_added_under_a_past_that_is_kept(run: Run, first: Run) -> None:
+    data = first.path.parents[1] / "seed.jsonl"
+    data.write_text('{"prompt": "Name one.", "response": "fox", "judgement": "Score: 1"}\n')
+    edits = [f"seed_data.{kind}={data}" for kind in ("ift", "eft")]
+    for words in (["resume", run.path], ["resume", run.path, "--from-iteration", "2"]):
+        result = command(*words, *edits)
+        assert result.returncode == 1
+        assert "seed_data" in result.stderr
+    assert command("fork", run.path, "--iteration", "2", "--to", "new", *edits).returncode == 1
+    assert hashes(run, 1, 2) == hashes(first, 1, 2)
+
+
+def test_an_edit_may_begin_where_a_run_has_stopped(first: Run, run: Run) -> None:
+    history.go_back(history.recipe_of(run.path), 2)
+    result = command("resume", run.path, "--from-iteration", "2", "training.dpo.beta=0.5")
+    assert result.returncode == 0, result.stderr
+    assert hashes(run, 1) == hashes(first, 1)
+    assert hashes(run, 2) != hashes(first, 2)
+    assert json.loads((run.path / "resolved.json").read_text())["training"]["dpo"]["beta"] == 0.5
+
+
 def test_the_seed_can_be_set_aside_with_all_that_follows(run: Run) -> None:
     aside = history.go_back(history.recipe_of(run.path), 0)
     assert {path.name for path in aside.iterdir()} == {"iter_1", "iter_2", "resolved.json"}
-    with pytest.raises(ValueError, match="has nothing of iteration 1 or later to set aside"):
-        history.go_back(history.recipe_of(run.path), 1)
+    assert history.go_back(history.recipe_of(run.path), 1) is None
+    with pytest.raises(ValueError, match="has nothing of iteration 1 or later to go on from"):
+        history.go_back(history.recipe_of(run.path), 2)
 
 
 def test_a_fork_shares_the_past_and_goes_its_own_way(first: Run, run: Run) -> None:

@@ -50,14 +50,18 @@ def test_the_last_record_cut_at_every_byte_is_cut_off(tmp_path, capfd):
         assert (f"cut off {end - start} bytes" in capfd.readouterr().err) == (end > start)
 
 
-def test_a_changed_byte_costs_the_records_from_there_on_and_gives_no_wrong_one(tmp_path):
+def test_a_changed_byte_costs_its_record_alone_and_gives_no_wrong_one(tmp_path):
     whole = write(tmp_path / "j", 4)
     values = {key(n): [f"text {n} äöü 🦉", "stop", n] for n in range(4)}
     for place in range(len(whole)):
         (tmp_path / "j").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with Journal(tmp_path / "j") as journal:
-            assert len(journal) == whole[:place].count(b"\n")
-            assert all(journal.get(k) in (None, v) for k, v in values.items())
+        line = whole[:place].count(b"\n")
+        # A line end that is lost joins its line with the next one; the last line's is a torn tail.
+        lost = {line, line + 1} if whole[place] == 10 else {line}
+        for _ in range(2):
+            with Journal(tmp_path / "j") as journal:
+                for number, (k, value) in enumerate(values.items()):
+                    assert journal.get(k) == (None if number in lost else value)
 
 
 KILLED = """

@@ -41,6 +41,28 @@ class Mortal(ScriptedEngine):
         type(self).closed += 1
 
 
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfreward.serving.PAUSE", 0.0)
+
+
+class Stillborn(Mortal):
+    """Does not start the second time."""
+
+    def __init__(self, model_path: str, model: ModelSettings, settings: EngineSettings) -> None:
+        super().__init__(model_path, model, settings)
+        if len(self.started) == 2:
+            raise EngineDied("no memory yet")
+
+
+def test_a_restart_that_fails_is_tried_again() -> None:
+    Mortal.started, Mortal.closed = [], 0
+    settings = EngineSettings(name="test_supervision:Stillborn", max_restarts=2)
+    engine = SupervisedEngine("M1", ModelSettings.model_construct(path="M1"), settings)
+    assert ask(engine, 0, 1, 2) == ["M1 0", "M1 1", "M1 2"]
+    assert Mortal.started == ["M1", "M1", "M1"]
+
+
 @pytest.fixture
 def engine() -> SupervisedEngine:
     Mortal.started, Mortal.closed = [], 0
