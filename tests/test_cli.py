@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from selfreward import __version__
 from selfreward.cli import app
+from selfreward.errors import DiskFull, disk_error
 
 RECIPE = "recipes/quickstart/run.yaml"
 HEAVY = ("torch", "vllm", "trl", "transformers", "peft", "datasets", "accelerate", "openai", "scipy")
@@ -108,3 +109,23 @@ def test_status_of_a_run_that_has_not_begun(tmp_path):
 
 def test_shell_completion_is_offered():
     assert "--install-completion" in CliRunner().invoke(app, ["--help"]).output
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        OSError(5, "Input/output error"),
+        Exception("I/O error: No space left on device (os error 28)"),
+        RuntimeError("PytorchStreamWriter failed writing file: Disk quota exceeded"),
+    ],
+)
+def test_an_error_of_the_disk_has_one_name_whichever_library_met_it(error: Exception) -> None:
+    named = disk_error(error)
+    assert isinstance(named, DiskFull)
+    assert named.exit_status == 74
+
+
+@pytest.mark.parametrize("error", [OSError(2, "No such file or directory"), ValueError("28"), RuntimeError("os error")])
+def test_another_error_is_none_of_the_disk(error: Exception) -> None:
+    assert disk_error(error) is None
