@@ -305,7 +305,7 @@ class Run:
             reason: for the log.
 
         Returns:
-            The numbered folder, which has the recipe that they were made with.
+            The numbered folder, which also has the run's recipe as it is stored.
         """
         numbers = [int(path.name) for path in (self.path / SET_ASIDE).glob("*") if path.name.isdecimal()]
         aside = self.path / SET_ASIDE / str(max(numbers, default=0) + 1)

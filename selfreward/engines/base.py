@@ -50,6 +50,9 @@ class Sampler(Protocol):
         A completion depends on its own seed and the messages, not on what shares the batch (exactly on a
         CPU; on a GPU as far as the kernels allow). A prompt that leaves no room for ``max_tokens`` gives
         completions with the finish reason ``prompt_too_long``.
+
+        Raises:
+            EngineDied: the engine can only be closed any more.
         """
 
 
@@ -65,19 +68,6 @@ class Engine(Sampler, Protocol):
             model_path: the folder or hub name of the weights.
             model: dtype, chat template and the like.
             settings: the recipe's ``engine`` block.
-        """
-
-    async def sample(
-        self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
-    ) -> list[Completion]:
-        """One completion a seed, in the order of the seeds.
-
-        A completion depends on its own seed and the messages, not on what shares the batch (exactly on a
-        CPU; on a GPU as far as the kernels allow). A prompt that leaves no room for ``max_tokens`` gives
-        completions with the finish reason ``prompt_too_long``.
-
-        Raises:
-            EngineDied: the engine can only be closed any more.
         """
 
     async def logprobs(self, ids: Sequence[int], last: int | None = None) -> list[float] | None:
