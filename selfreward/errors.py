@@ -54,14 +54,26 @@ class Damaged(SelfrewardError):
 _OF_THE_DISK = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)}
 
 
-def disk_error(error: Exception) -> DiskFull | None:
+# What torch says when the file behind it takes no more, without the system's words.
+_TORCH_WRITER = ("PytorchStreamWriter failed", "inline_container")
+
+
+def disk_error(error: BaseException) -> DiskFull | None:
     """An error of the disk by its name, whichever library met it; None: it is another error.
 
-    Libraries that write through Rust or C++ raise exceptions of their own, with the system's words.
+    Libraries that write through Rust or C++ raise exceptions of their own, some of them while they handle the first.
     """
-    known = error.errno in _OF_THE_DISK if isinstance(error, OSError) else _names_disk(str(error))
-    return DiskFull(f"{error}. Make room on the disk, or mend it; what was finished before is kept") if known else None
+    cause: BaseException | None = error
+    while cause is not None:
+        if _is_of_the_disk(cause):
+            return DiskFull(f"{cause}. Make room on the disk, or mend it; what was finished before is kept")
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
-def _names_disk(text: str) -> bool:
-    return any(words in text or f"os error {number})" in text for number, words in _OF_THE_DISK.items())
+def _is_of_the_disk(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _OF_THE_DISK
+    text = str(error)
+    named = any(words in text or f"os error {number})" in text for number, words in _OF_THE_DISK.items())
+    return named or any(words in text for words in _TORCH_WRITER)

@@ -77,15 +77,16 @@ class Attempt:
         return _listing(self._log).read_text().splitlines()
 
     def signal(self, number: int) -> None:
-        """Signals the process alone."""
-        with suppress(ProcessLookupError):
+        """Signals the process alone, if it is there."""
+        if not self.over:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
         """SIGKILL to the whole group. In its first milliseconds the process has none."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        self.signal(signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            self.signal(signal.SIGKILL)
         self._process.join()
 
     def wait(self) -> int:

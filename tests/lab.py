@@ -153,7 +153,8 @@ class Witness:
         self._seen = now
         for name, before in self._journals.items():
             self._count("lost", self._lost(StageFolder(self._run, str(Path(name).parent)), before))
-        self._journals = {str(path.relative_to(self._run)): whole_lines(path) for path in self._run.rglob(JOURNAL)}
+        left = [path for path in self._run.rglob(JOURNAL) if not path.with_name(MARKER).exists()]
+        self._journals = {str(path.relative_to(self._run)): whole_lines(path) for path in left}
         for name, lines in self._journals.items():
             keys = Counter(line.split()[1].decode() for line in lines)
             self._count("doubled", {f"{name} {key}" for key, number in keys.items() if number > 1})
