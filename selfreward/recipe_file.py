@@ -213,8 +213,10 @@ def _absolute(model: type[BaseModel], data: dict[str, Any], base: Path) -> None:
     for name, field in model.model_fields.items():
         value = data.get(name)
         inner = submodel(field)
-        if inner is not None and isinstance(value, dict):
-            _absolute(inner, value, base)
+        if inner is not None and isinstance(value, dict | list):
+            for block in value if isinstance(value, list) else [value]:
+                if isinstance(block, dict):
+                    _absolute(inner, block, base)
         elif isinstance(value, str) and _has_marker(field):
             # The functions of os.path take any text; Path's own raise for a home that isn't, or a loop of links.
             path = os.path.join(base, os.path.expanduser(value))
@@ -225,7 +227,7 @@ def _absolute(model: type[BaseModel], data: dict[str, Any], base: Path) -> None:
 
 
 def submodel(field: FieldInfo) -> type[BaseModel] | None:
-    """The settings class of a block, or None for a plain setting."""
+    """The settings class of a block or of a list of them, or None for a plain setting."""
     options = (field.annotation, *get_args(field.annotation))
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
@@ -292,7 +294,7 @@ def shown(value: Any, limit: int = 200) -> str:
 
 
 def _siblings(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
-    for name in loc[:-1]:
+    for name in (name for name in loc[:-1] if not isinstance(name, int)):
         inner = submodel(model.model_fields[str(name)])
         assert inner is not None
         model = inner

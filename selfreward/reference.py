@@ -11,8 +11,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from selfreward import upstream
-from selfreward.config import RESERVED_LORA, RESERVED_TRAINER, RESERVED_VLLM, Recipe
+from selfreward.config import Recipe
 from selfreward.recipe_file import submodel
+from selfreward.settings.engine import RESERVED_VLLM
+from selfreward.settings.training import RESERVED_LORA, RESERVED_TRAINER
 
 INTRO = """\
 # The recipe

@@ -76,6 +76,26 @@ def fields(source: Source) -> dict[str, str] | None:
     return {name: annotation for name, annotation in found.items() if "ClassVar" not in annotation}
 
 
+@cache
+def compared(package: str, file: str, name: str) -> list[str] | None:
+    """The texts that a variable or attribute is compared with in a source file: the names that upstream dispatches on.
+
+    None where the package is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    tree = ast.parse(Path(spec.submodule_search_locations[0], file).read_text(encoding="utf-8"))
+    comparisons = [node for node in ast.walk(tree) if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Eq)]
+    sides = [side for node in comparisons if _last_name(node.left) == name for side in node.comparators]
+    texts = [side.value for side in sides if isinstance(side, ast.Constant)]
+    return [text for text in texts if isinstance(text, str)]
+
+
+def _last_name(node: ast.expr) -> str | None:
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
+
+
 def _check_type(name: str, value: Any, annotation: str, owner: str) -> None:
     # The annotations are the installed library's own source, no user's text.
     names = {**vars(builtins), "Any": Any, "Literal": Literal, "Union": Union}

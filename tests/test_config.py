@@ -53,7 +53,10 @@ def test_the_shortest_recipe(load: Load, tmp_path: Path) -> None:
         ("iteration: 2\n", "run.yaml:6: iteration: unknown key. Did you mean iterations"),
         ("responses:\n  temprature: 0.5\n", "run.yaml:7: responses.temprature: unknown key. Did you mean temperature?"),
         ("judge:\n  engine:\n    nam: vllm\n", "run.yaml:8: judge.engine.nam: unknown key. Did you mean name?"),
-        ("responses:\n  zzz: 1\n", "unknown key. Known: max_tokens, n, on_duplicate, on_empty, on_truncated, temp"),
+        (
+            "responses:\n  zzz: 1\n",
+            "unknown key. Known: max_tokens, n, on_duplicate, on_empty, on_truncated, pri",
+        ),
         ("iterations: three\n", "run.yaml:6: iterations: input should be a valid integer, and the value is 'three'"),
         ('iterations: "3"\n', "the value is '3'"),
         ("responses: 4\n", "run.yaml:6: responses: input should be a valid dictionary"),
