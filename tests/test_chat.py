@@ -11,8 +11,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from selfreward.chat import ChatEncoder, load_tokenizer
-from selfreward.config import ModelSettings
 from selfreward.records import Message
+from selfreward.settings.engine import ModelSettings
 from selfreward.tiny.pretrain import build_tokenizer
 
 CORPUS = [

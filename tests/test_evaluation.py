@@ -1,6 +1,9 @@
 """Judge agreement against hand-worked cases, and the gain's interval."""
 
+import random
+
 import pytest
+from scipy.stats import kendalltau, rankdata, spearmanr
 
 from selfreward.evaluation.agreement import agreement
 from selfreward.evaluation.responses import gain, summarize
@@ -33,6 +36,19 @@ def test_the_five_measures_by_hand():
     assert figures["judge_spearman"] == pytest.approx(0.7826, abs=1e-4)
     # Of ten pairs six agree, one disagrees, three are tied in the scores: 5 / sqrt(10 x 7).
     assert figures["judge_kendall"] == pytest.approx(5 / 70**0.5)
+
+
+def test_pairwise_accuracy_is_kendalls_tau_where_nothing_is_tied():
+    """Over one prompt, with scipy's tau: accuracy = (tau + 1) / 2."""
+    rng = random.Random(0)
+    for _ in range(50):
+        labels, scores = (rng.sample(range(100), 6) for _ in range(2))
+        figures = agreement(graded("a", *zip(map(float, labels), map(float, scores), strict=True)), best=None)
+        tau = kendalltau(labels, scores).statistic
+        assert figures["judge_pairwise_accuracy"] == pytest.approx((tau + 1) / 2)
+        assert figures["judge_exact_match"] == float(rankdata(labels).tolist() == rankdata(scores).tolist())
+        assert figures["judge_spearman"] == pytest.approx(spearmanr(labels, scores).statistic)
+        assert figures["judge_5_best"] is None
 
 
 def test_an_unscored_response_agrees_with_nothing():

@@ -10,12 +10,12 @@ from scipy.stats import kendalltau, spearmanr
 from selfreward.records import Agreement
 
 
-def agreement(records: Sequence[Agreement], best: float) -> dict[str, float | None]:
+def agreement(records: Sequence[Agreement], best: float | None) -> dict[str, float | None]:
     """The five measures, and the share of responses that the judge could score.
 
     Args:
         records: scores and labels.
-        best: the highest score that the judge can give.
+        best: the highest score that the judge can give; None where there is none, nor a 5-best.
 
     Pairwise accuracy, exact match and 5-best compare the responses to one prompt with each other, so they
     need held-out data with several graded responses a prompt, and are None without. An unscored response
@@ -35,7 +35,7 @@ def agreement(records: Sequence[Agreement], best: float) -> dict[str, float | No
         "judge_kendall": float(kendalltau(labels, scores).statistic) if varied else None,
         "judge_pairwise_accuracy": _mean(_pairs_agree(group) for group in several),
         "judge_exact_match": _share(_same_order(group) for group in several),
-        "judge_5_best": _mean(_best_are_best(group, best) for group in several),
+        "judge_5_best": None if best is None else _mean(_best_are_best(group, best) for group in several),
     }
 
 
@@ -60,7 +60,7 @@ def _same_order(group: Sequence[Agreement]) -> bool:
     )
 
 
-def _best_are_best(group: Sequence[Agreement], best: float) -> list[bool]:
+def _best_are_best(group: Sequence[Agreement], best: float | None) -> list[bool]:
     """For each response with the highest possible score: whether no other has a higher label."""
     top = max(record.label for record in group)
     return [record.label == top for record in group if record.score == best]
