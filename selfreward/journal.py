@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 from binascii import crc32, unhexlify
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
@@ -42,7 +42,7 @@ class Journal:
         self._path = path
         self._places: dict[bytes, int] = {}
         self._writer = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        self._end = self._recover()
+        self._end = self._recovered = self._recover()
         sync(path.parent)
         self._reader = path.open("rb")
         self._unsynced = 0
@@ -70,6 +70,11 @@ class Journal:
             return None
         self._reader.seek(place)
         return json.loads(self._reader.readline()[_VALUE:])
+
+    def had(self, key: str) -> bool:
+        """Whether a key was there when the journal was opened: an earlier attempt added it."""
+        place = self._places.get(unhexlify(key))
+        return place is not None and place < self._recovered
 
     def add(self, key: str, value: Any) -> None:
         """Appends a value: safe from a kill now, and from a power cut within a second.
@@ -164,6 +169,7 @@ class JournaledEngine:
     def __init__(self, engine: Sampler, journal: Journal, role: str) -> None:
         """``role`` tells apart engines that share a journal, such as policy and judge."""
         self._engine, self._journal, self._role = engine, journal, role
+        self._asking: dict[str, asyncio.Future[list[Any]]] = {}
         self._generated = 0
         self._found = 0
 
@@ -179,26 +185,69 @@ class JournaledEngine:
         Raises:
             DiskFull: the journal can't be written.
         """
-        asked = hashlib.blake2b(_canonical([self._role, list(messages), astuple(params)]), digest_size=16)
-        return await asyncio.gather(*(self._once(_key(asked, seed), messages, params, seed) for seed in seeds))
+        asked = self._hash(list(messages), astuple(params))
 
-    async def _once(self, key: str, messages: Sequence[Message], params: SamplingParams, seed: int) -> Completion:
-        known = self._journal.get(key)
+        async def one(seed: int) -> Completion:
+            async def ask() -> list[Any]:
+                [completion] = await self._engine.sample(messages, params, [seed])
+                self._generated += completion.num_tokens
+                return list(astuple(completion))
+
+            return Completion(*await self._once(_key(asked, seed), ask))
+
+        return await asyncio.gather(*map(one, seeds))
+
+    async def chances(self, messages: Sequence[Message], begun: str, options: Sequence[str]) -> list[float] | None:
+        """As :meth:`Sampler.chances`, asked once."""
+        key = self._hash("chances", list(messages), begun, list(options)).hexdigest()
+        [chances] = await self._once(key, lambda: _boxed(self._engine.chances(messages, begun, options)))
+        return chances  # type: ignore[no-any-return]
+
+    async def rate(self, messages: Sequence[Message]) -> float | None:
+        """As :meth:`Sampler.rate`, asked once."""
+        key = self._hash("rate", list(messages)).hexdigest()
+        [reward] = await self._once(key, lambda: _boxed(self._engine.rate(messages)))
+        return reward  # type: ignore[no-any-return]
+
+    async def once(self, asked: Sequence[Any], ask: Callable[[], Awaitable[Any]]) -> Any:
+        """The answer to a request of another kind, which is asked once; ``asked`` tells it apart from all others."""
+        [answer] = await self._once(self._hash(*asked).hexdigest(), lambda: _boxed(ask()))
+        return answer
+
+    def _hash(self, *asked: Any) -> hashlib.blake2b:
+        return hashlib.blake2b(_canonical([self._role, *asked]), digest_size=16)
+
+    async def _once(self, key: str, ask: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
+        """The answer in the journal, or that of another coroutine that asks the same now, or a new one."""
+        known: list[Any] | None = self._journal.get(key)
         if known is not None:
-            self._found += 1
-            return Completion(*known)
-        if stop.requested:
-            # Nothing new begins. The stage ends once what is in flight has finished, and this coroutine with it.
-            await asyncio.Event().wait()
-        with stop.flight():
-            [completion] = await self._engine.sample(messages, params, [seed])
-        self._journal.add(key, astuple(completion))
-        self._generated += completion.num_tokens
-        return completion
+            self._found += self._journal.had(key)
+            return known
+        if key not in self._asking:
+            self._asking[key] = asyncio.ensure_future(self._ask(key, ask))
+        # One of those that wait may be cancelled, and the others still want the answer.
+        return await asyncio.shield(self._asking[key])
+
+    async def _ask(self, key: str, ask: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
+        try:
+            if stop.requested:
+                # Nothing new begins. The stage ends once what is in flight has finished, and this coroutine with it.
+                await asyncio.Event().wait()
+            with stop.flight():
+                answer = await ask()
+            self._journal.add(key, answer)
+            return answer
+        finally:
+            del self._asking[key]
 
     def summary(self, seconds: float) -> dict[str, Any]:
         """The speed of what was generated now, and the number of requests that an earlier attempt had finished."""
         return {"tokens_per_second": self._generated / seconds, **({"resumed": self._found} if self._found else {})}
+
+
+async def _boxed(answer: Awaitable[Any]) -> list[Any]:
+    """In a list, as None in the journal would be no answer."""
+    return [await answer]
 
 
 def _key(asked: hashlib.blake2b, seed: int) -> str:

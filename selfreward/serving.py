@@ -12,12 +12,13 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from selfreward import handover, registry
-from selfreward.config import EngineSettings, ModelSettings
 from selfreward.engines import Completion, Engine, SamplingParams
 from selfreward.errors import EngineDied
+from selfreward.judges.panel import Panel, Seat
 from selfreward.progress import console
 from selfreward.records import Message
 from selfreward.rundir import Run
+from selfreward.settings.engine import EngineSettings, ModelSettings
 from selfreward.stages.gather import run_coroutine
 from selfreward.stopping import stop
 
@@ -44,6 +45,14 @@ class SupervisedEngine:
     ) -> list[Completion]:
         """As :meth:`Engine.sample`. Raises EngineDied once there are no restarts left."""
         return await self._ask(lambda engine: engine.sample(messages, params, seeds))
+
+    async def chances(self, messages: Sequence[Message], begun: str, options: Sequence[str]) -> list[float] | None:
+        """As :meth:`Sampler.chances`."""
+        return await self._ask(lambda engine: engine.chances(messages, begun, options))
+
+    async def rate(self, messages: Sequence[Message]) -> float | None:
+        """As :meth:`Sampler.rate`."""
+        return await self._ask(lambda engine: engine.rate(messages))
 
     async def logprobs(self, texts: Sequence[Sequence[int]], last: int | None = None) -> list[list[float]] | None:
         """As :meth:`Engine.logprobs`, of several texts at once."""
@@ -108,7 +117,7 @@ class Engines:
         self._run = run
         self._recipe = run.recipe
         self._policy: SupervisedEngine | None = None
-        self._judge: SupervisedEngine | None = None
+        self._judges: dict[str, SupervisedEngine] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -151,22 +160,22 @@ class Engines:
         sampled = handover.require_served(probes.ends(ENDS), ends, f"{name} through its prefix cache")
         self._run.log({"stage": "handover", "model": name, **asdict(evidence), "sampled": asdict(sampled)})
 
-    def judge(self, model_path: str) -> SupervisedEngine:
-        """The engine that judges: the policy's own, unless the recipe names another engine or model."""
-        settings = self._recipe.judge
-        if self.judges_itself:
+    def judge(self, seat: Seat, model_path: str) -> SupervisedEngine:
+        """The engine that a judge asks: the policy's own, unless the recipe names another engine or model."""
+        if seat.is_policy:
             return self.policy(model_path)
-        if self._judge is None:
+        if seat.served_by not in self._judges:
+            settings = seat.settings
             model = settings.model or self._recipe.model
             if settings.model is not None:
                 self.make_room()
-            self._judge = SupervisedEngine(model.path, model, settings.engine or self._recipe.engine)
-        return self._judge
+            self._judges[seat.served_by] = SupervisedEngine(model.path, model, settings.engine or self._recipe.engine)
+        return self._judges[seat.served_by]
 
     @property
     def judges_itself(self) -> bool:
-        """Whether the model that samples is the judge."""
-        return self._recipe.judge.engine is None and self._recipe.judge.model is None
+        """Whether the model that samples is the only judge."""
+        return Panel(self._recipe.judge).is_policy
 
     def make_room(self) -> None:
         """Gives memory back for training or another engine, unless the recipe or the lack of a GPU lets it be."""
@@ -177,10 +186,11 @@ class Engines:
             self._close()
 
     def _close(self) -> None:
-        for engine in (self._policy, self._judge):
+        for engine in (self._policy, *self._judges.values()):
             if engine is not None:
                 engine.close()
-        self._policy = self._judge = None
+        self._policy = None
+        self._judges.clear()
 
 
 def has_gpu() -> bool:

@@ -10,6 +10,7 @@ import pytest
 
 from selfreward import journal as module
 from selfreward.engines import Completion, SamplingParams
+from selfreward.engines.scripted import ScriptedEngine
 from selfreward.errors import DiskFull
 from selfreward.journal import Journal, JournaledEngine
 
@@ -174,3 +175,18 @@ class Together(Counting):
 def test_requests_for_one_prompt_are_under_way_together(tmp_path):
     with Journal(tmp_path / "j") as journal:
         assert len(ask(journal, Together(), 1, 2, 3)) == 3
+
+
+def test_what_this_attempt_asked_itself_is_not_counted_as_resumed(tmp_path):
+    class Counting(ScriptedEngine):
+        script = staticmethod(lambda model, text, seed: f"fox {seed}")
+
+    def ask() -> dict[str, float]:
+        with Journal(tmp_path / "journal.jsonl") as journal:
+            engine = JournaledEngine(Counting("M1", None, None), journal, "judge")
+            for _ in range(3):
+                asyncio.run(engine.sample([{"role": "user", "content": "a"}], SamplingParams(0.0, 1.0, 8), [0]))
+            return engine.summary(1.0)
+
+    assert "resumed" not in ask()
+    assert ask()["resumed"] == 3

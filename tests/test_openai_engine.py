@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import math
 import os
 import signal
 import socket
@@ -24,12 +25,12 @@ from typing import Any
 
 import pytest
 
-from selfreward.config import EngineSettings, ModelSettings
 from selfreward.engines import Completion, SamplingParams
 from selfreward.engines.base import TOO_LONG
 from selfreward.engines.openai import OpenAIEngine
 from selfreward.engines.transformers import TransformersEngine
 from selfreward.records import Message
+from selfreward.settings.engine import EngineSettings, ModelSettings
 
 KEY = "sk-a-secret-that-must-stay-one"
 GREEDY = SamplingParams(temperature=0.0, top_p=1.0, max_tokens=12)
@@ -57,10 +58,10 @@ def vllm_server(tiny_random_model: Path, tmp_path_factory: pytest.TempPathFactor
     port = free_port()
     log = tmp_path_factory.mktemp("serve") / "log.txt"
     command = [*SERVE, "--port", str(port), "--model", str(tiny_random_model)]
+    # Or it compiles how log-probabilities are ranked, at the first request for some, in spite of --enforce-eager.
+    environment = {**os.environ, "VLLM_API_KEY": KEY, "TORCHDYNAMO_DISABLE": "1"}
     with log.open("w") as file:
-        process = subprocess.Popen(
-            command, env={**os.environ, "VLLM_API_KEY": KEY}, stdout=file, stderr=file, start_new_session=True
-        )
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
     try:
         wait_for_health(f"http://127.0.0.1:{port}/health", process, log)
         yield f"http://127.0.0.1:{port}/v1"
@@ -157,6 +158,29 @@ def test_finish_reasons(vllm_server: str) -> None:
 @pytest.mark.usefixtures("key")
 def test_a_prompt_longer_than_the_context(vllm_server: str) -> None:
     assert sample(start(vllm_server), [user("ant " * 200)], GREEDY, [0, 1]) == [[TOO_LONG, TOO_LONG]]
+
+
+@pytest.mark.usefixtures("key")
+def test_chances_are_those_of_the_weights_where_the_server_tells_them(
+    vllm_server: str, tiny_random_model: Path
+) -> None:
+    local = TransformersEngine(
+        str(tiny_random_model),
+        ModelSettings(path=str(tiny_random_model), dtype="float32"),
+        EngineSettings(name="transformers"),
+    )
+    words = [word for word in local._chat.tokenizer.get_vocab() if "<|" not in word and word.strip()]
+    for messages in (HELLO, user("ant"), user("bear camel deer elk fox")):
+        true = asyncio.run(local.chances(messages, "", words))
+        told = asyncio.run(start(vllm_server).chances(messages, "", words))
+        assert true is not None
+        assert told is not None
+        known = [(chance, right) for chance, right in zip(told, true, strict=True) if chance]
+        # The twenty likeliest, of which some may be control tokens.
+        assert 12 <= len(known) <= 20
+        assert [chance for chance, _ in known] == pytest.approx([right for _, right in known], abs=1e-4)
+        assert {right for _, right in known} == set(sorted(true)[-len(known) :])
+    assert asyncio.run(start(vllm_server).chances(user("ant " * 200), "", words)) is None
 
 
 @pytest.mark.usefixtures("key")
@@ -401,6 +425,45 @@ def test_a_key_may_end_in_a_line_break(server: ScriptedServer, monkeypatch: pyte
     monkeypatch.setenv("JUDGE_KEY", KEY + "\n")
     sample(start(server.url), [HELLO], SAMPLED, [0])
     assert server.keys == [f"Bearer {KEY}"]
+
+
+def with_logprobs(tokens: dict[str, float] | None) -> Answer:
+    """An answer that tells the probabilities of its first token."""
+    status, answer = ok("4", "length", 1)
+    top = [{"token": token, "logprob": math.log(chance), "bytes": None} for token, chance in (tokens or {}).items()]
+    first = {"token": "4", "logprob": 0.0, "bytes": None, "top_logprobs": top}
+    answer["choices"][0]["logprobs"] = None if tokens is None else {"content": [first], "refusal": None}
+    return status, answer
+
+
+def test_chances_sum_the_tokens_of_an_option(server: ScriptedServer) -> None:
+    tokens = {"4": 0.5, " 4": 0.125, "\n4": 0.0625, "Four": 0.125, "40": 0.0625, "3": 0.03125, "4 ": 0.03125}
+    server.script = lambda number, body: with_logprobs(tokens)
+    assert asyncio.run(start(server.url).chances(HELLO, "", ["3", "4", "5"])) == pytest.approx([0.03125, 0.6875, 0.0])
+    settings = {"temperature": 0.0, "max_tokens": 1, "logprobs": True, "top_logprobs": 20}
+    assert server.bodies == [{"model": "tiny", "messages": HELLO, **settings}]
+
+
+def test_chances_of_a_prompt_that_is_too_long(server: ScriptedServer) -> None:
+    server.script = lambda number, body: failure(400, "prompt is too long: 210000 tokens > 200000 maximum")
+    assert asyncio.run(start(server.url).chances(HELLO, "", ["3", "4"])) is None
+
+
+@pytest.mark.parametrize("tokens", [None, {}])
+def test_a_server_that_tells_no_probabilities(server: ScriptedServer, tokens: dict[str, float] | None) -> None:
+    server.script = lambda number, body: with_logprobs(tokens)
+    with pytest.raises(
+        ValueError, match=r"/v1 tells no log-probabilities of model 'tiny'\. Judge with one that samples"
+    ):
+        asyncio.run(start(server.url).chances(HELLO, "", ["3", "4"]))
+
+
+def test_an_answer_that_is_begun_cannot_be_continued(server: ScriptedServer) -> None:
+    with pytest.raises(
+        ValueError, match=r"can't let tiny go on .* Use the judge yes_no, or pairwise with think: false, or judge with"
+    ):
+        asyncio.run(start(server.url).chances(HELLO, "Score:", ["3", "4"]))
+    assert server.bodies == []
 
 
 def test_reload_says_what_to_do_instead(server: ScriptedServer) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from selfreward.config import EngineSettings, ModelSettings, SamplingSettings
 from selfreward.records import FinishReason, Message
+from selfreward.settings.engine import EngineSettings, ModelSettings, SamplingSettings
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,31 @@ class Sampler(Protocol):
             EngineDied: the engine can only be closed any more.
         """
 
+    async def chances(self, messages: Sequence[Message], begun: str, options: Sequence[str]) -> list[float] | None:
+        """The probability, at temperature 1, of each option as the next token of an answer.
+
+        Args:
+            messages: the conversation.
+            begun: the beginning of the answer; may be empty.
+            options: short texts. Those tokens count for an option whose text is the option, with or without white
+                space in front.
+
+        Returns:
+            One probability an option; what they lack to 1 is the mass on other tokens. None for a prompt that does
+            not fit.
+
+        Raises:
+            ValueError: an option that is no single token of this model, or an engine that can't tell.
+            EngineDied: the engine can only be closed any more.
+        """
+
+    async def rate(self, messages: Sequence[Message]) -> float | None:
+        """The reward of a conversation that ends with an answer, by a reward model; None if it does not fit.
+
+        Raises:
+            ValueError: the engine serves no reward model.
+        """
+
 
 class Engine(Sampler, Protocol):
     """A sampler that owns the model it serves."""
@@ -94,3 +119,8 @@ class Engine(Sampler, Protocol):
 
     def close(self) -> None:
         """Gives back the memory, within seconds and whatever state the engine is in."""
+
+
+def no_reward_model(model: str) -> ValueError:
+    """What an engine raises that is asked for a reward and serves a model that writes."""
+    return ValueError(f"{model} is not served as a reward model. Use engine classifier with judge reward_model")

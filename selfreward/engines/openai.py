@@ -6,23 +6,26 @@ import asyncio
 import os
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from math import exp
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError, AsyncOpenAI, BadRequestError
 
-from selfreward.engines.base import TOO_LONG, Completion, SamplingParams
+from selfreward.engines.base import TOO_LONG, Completion, SamplingParams, no_reward_model
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
 
-    from selfreward.config import EngineSettings, ModelSettings, OpenAISettings
     from selfreward.records import FinishReason, Message
+    from selfreward.settings.engine import EngineSettings, ModelSettings, OpenAISettings
 
 # OpenAI has a code for it, other servers only the sentence.
 CONTEXT_LENGTH = re.compile(r"context[ _]?(length|size|window)|prompt is too long", re.IGNORECASE)
 # The client insists on a key, a local server asks for none.
 NO_KEY = "none"
+# The most that the protocol allows.
+TOP_LOGPROBS = 20
 
 
 class OpenAIEngine:
@@ -44,12 +47,33 @@ class OpenAIEngine:
     async def sample(
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
-        self._connect()
         return await asyncio.gather(*(self._request(messages, params, seed) for seed in seeds))
 
     async def logprobs(self, ids: Sequence[int], last: int | None = None) -> None:
         """Not to be had: chat completions give no log-probabilities of a given text."""
         return None
+
+    async def chances(self, messages: Sequence[Message], begun: str, options: Sequence[str]) -> list[float] | None:
+        """As :meth:`Sampler.chances`, of the 20 likeliest tokens, which is all that a server tells: others count as 0.
+
+        Whether an option is one token of the server's model can't be told either.
+        """
+        if begun:
+            raise ValueError(
+                f"the openai engine can't let {self.model} go on after a text that is begun: chat completions always "
+                "begin a new answer. Use the judge yes_no, or pairwise with think: false, or judge with vllm or "
+                "transformers"
+            )
+        # At another temperature some servers tell the log-probabilities of that one, and some list what was sampled
+        # in place of the twentieth.
+        answer = await self._ask(messages, temperature=0.0, max_tokens=1, logprobs=True, top_logprobs=TOP_LOGPROBS)
+        if answer is None:
+            return None
+        tokens = self._top_tokens(answer)
+        return [sum(exp(logprob) for text, logprob in tokens if text.lstrip() == option) for option in options]
+
+    async def rate(self, messages: Sequence[Message]) -> float | None:
+        raise no_reward_model(self.model)
 
     def reload(self, model_path: str) -> None:
         raise ValueError(
@@ -76,26 +100,41 @@ class OpenAIEngine:
         self._loop = loop
 
     async def _request(self, messages: Sequence[Message], params: SamplingParams, seed: int) -> Completion:
+        answer = await self._ask(
+            messages, temperature=params.temperature, top_p=params.top_p, max_tokens=params.max_tokens, seed=seed
+        )
+        return TOO_LONG if answer is None else self._completion(answer)
+
+    async def _ask(self, messages: Sequence[Message], **options: Any) -> ChatCompletion | None:
+        """An answer with a choice, or None for a prompt that is too long."""
+        self._connect()
         try:
             async with self._slots:
-                answer = await self._client.chat.completions.create(
+                answer: ChatCompletion = await self._client.chat.completions.create(
                     model=self._settings.model,
                     messages=list(messages),  # type: ignore[arg-type]
-                    temperature=params.temperature,
-                    top_p=params.top_p,
-                    max_tokens=params.max_tokens,
-                    seed=seed,
+                    **options,
                 )
         except APIError as error:
             if _is_too_long(error):
-                return TOO_LONG
+                return None
             # Without its cause: that one's text may hold the key, and it holds the request.
             raise ValueError(self._explain(error)) from None
-        return self._completion(answer)
-
-    def _completion(self, answer: ChatCompletion) -> Completion:
         if not answer.choices:
             raise ValueError(f"{self._server} answered without a choice. Is model {self.model!r} a chat model?")
+        return answer
+
+    def _top_tokens(self, answer: ChatCompletion) -> list[tuple[str, float]]:
+        """The likeliest first tokens of an answer, with their log-probabilities in nats."""
+        logprobs = answer.choices[0].logprobs
+        if logprobs is None or not logprobs.content or not logprobs.content[0].top_logprobs:
+            raise ValueError(
+                f"{self._server} tells no log-probabilities of model {self.model!r}. Judge with one that samples its "
+                "scores, such as additive, or with another server"
+            )
+        return [(top.token, top.logprob) for top in logprobs.content[0].top_logprobs]
+
+    def _completion(self, answer: ChatCompletion) -> Completion:
         choice = answer.choices[0]
         reason: FinishReason = "length" if choice.finish_reason == "length" else "stop"
         return Completion(choice.message.content or "", reason, answer.usage.completion_tokens if answer.usage else 0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from selfreward.config import EngineSettings, ModelSettings
-from selfreward.engines.base import Completion, SamplingParams
+from selfreward.engines.base import Completion, SamplingParams, no_reward_model
 from selfreward.records import Message
+from selfreward.settings.engine import EngineSettings, ModelSettings
 
 Script = Callable[[str, str, int], str | Completion]
 
@@ -22,14 +22,29 @@ class ScriptedEngine:
     async def sample(
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
-        answers = [type(self).script(self.model, messages[-1]["content"], seed) for seed in seeds]
-        return [a if isinstance(a, Completion) else Completion(a, "stop", len(a.split()) + 1) for a in answers]
+        return [self._answer(messages, seed) for seed in seeds]
 
     async def logprobs(self, ids: Sequence[int], last: int | None = None) -> None:
         return None
+
+    async def chances(self, messages: Sequence[Message], begun: str, options: Sequence[str]) -> list[float] | None:
+        """Certainty of what the script says with the seed 0, which may be none of the options."""
+        answer = self._answer(messages, 0)
+        if answer.finish_reason == "prompt_too_long":
+            return None
+        rest = answer.text.removeprefix(begun).strip()
+        said = max((option for option in options if rest.startswith(option)), key=len, default=None)
+        return [float(option == said) for option in options]
+
+    async def rate(self, messages: Sequence[Message]) -> float | None:
+        raise no_reward_model(self.model)
 
     def reload(self, model_path: str) -> None:
         self.model = model_path
 
     def close(self) -> None:
         pass
+
+    def _answer(self, messages: Sequence[Message], seed: int) -> Completion:
+        answer = type(self).script(self.model, messages[-1]["content"], seed)
+        return answer if isinstance(answer, Completion) else Completion(answer, "stop", len(answer.split()) + 1)

@@ -19,11 +19,11 @@ from transformers import (
 )
 
 from selfreward.chat import ChatEncoder, load_tokenizer
-from selfreward.engines.base import TOO_LONG, Completion, SamplingParams
+from selfreward.engines.base import TOO_LONG, Completion, SamplingParams, no_reward_model
 
 if TYPE_CHECKING:
-    from selfreward.config import EngineSettings, ModelSettings
     from selfreward.records import Message
+    from selfreward.settings.engine import EngineSettings, ModelSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class TransformersEngine:
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
         ids = self._chat.encode(messages)
-        if self._max_model_len is not None and len(ids) + params.max_tokens > self._max_model_len:
+        if not self._fits(len(ids) + params.max_tokens):
             return [TOO_LONG] * len(seeds)
         return await asyncio.gather(*(self._submit(ids, params, seed) for seed in seeds))
 
@@ -83,6 +83,27 @@ class TransformersEngine:
         chosen = logits.log_softmax(-1).gather(-1, tokens[0, 1:, None]).squeeze(-1)
         figures: list[float] = chosen.tolist()
         return figures if last is None else figures[-last:]
+
+    async def chances(self, messages: Sequence[Message], begun: str, options: Sequence[str]) -> list[float] | None:
+        groups = [self._chat.option_ids(option) for option in options]
+        ids = self._chat.begin(messages, begun)
+        if not self._fits(len(ids) + 1):
+            return None
+        tokens = torch.tensor([ids], device=self._device)
+        with torch.inference_mode():
+            # Of the last place alone: the logits of a whole prompt may need more memory than the model.
+            output = self._model.generate(
+                input_ids=tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=1,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        probabilities = output.logits[0][0].float().softmax(-1)
+        return [float(probabilities[group].sum()) for group in groups]
+
+    async def rate(self, messages: Sequence[Message]) -> float | None:
+        raise no_reward_model(self.model)
 
     def reload(self, model_path: str) -> None:
         assert not self._waiting, "weights must not change under a request"
@@ -112,6 +133,9 @@ class TransformersEngine:
         )
         self._max_model_len: int | None = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         self.model = model_path
+
+    def _fits(self, num_tokens: int) -> bool:
+        return self._max_model_len is None or num_tokens <= self._max_model_len
 
     def _submit(self, ids: list[int], params: SamplingParams, seed: int) -> asyncio.Future[Completion]:
         loop = asyncio.get_running_loop()

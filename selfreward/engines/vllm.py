@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from math import exp
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,17 +21,18 @@ from vllm import EngineArgs, RequestOutput
 from vllm import SamplingParams as VLLMParams
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.metrics.reader import Counter
 
 from selfreward.chat import ChatEncoder, load_tokenizer
 from selfreward.engines import vllm_core
-from selfreward.engines.base import TOO_LONG, Completion, SamplingParams
+from selfreward.engines.base import TOO_LONG, Completion, SamplingParams, no_reward_model
 from selfreward.errors import EngineDied
 
 if TYPE_CHECKING:
     from vllm.logprobs import Logprob
 
-    from selfreward.config import EngineSettings, ModelSettings
     from selfreward.records import FinishReason, Message
+    from selfreward.settings.engine import EngineSettings, ModelSettings
 
 # Other formats of weights than safetensors can run code when they are loaded.
 DEFAULTS: dict[str, Any] = {"load_format": "safetensors", "disable_log_stats": True, "use_tqdm_on_load": False}
@@ -42,6 +44,8 @@ CPU_DEFAULTS: dict[str, Any] = {
     "kv_cache_memory_bytes": 1 << 30,
     "enable_chunked_prefill": False,
 }
+# Of how many tokens at most a request may ask the log-probabilities.
+MAX_LOGPROBS = 128
 
 
 class VLLMEngine:
@@ -104,11 +108,38 @@ class VLLMEngine:
             assert given is not None
             return [_logprob(place, token) for place, token in zip(given[1:], ids[1:], strict=True)]
         ends = range(len(ids) - last, len(ids))
-        outputs = await asyncio.gather(
-            *(self._submit(ids[:end], temperature=0.0, max_tokens=1, logprob_token_ids=[ids[end]]) for end in ends)
+        figures = await asyncio.gather(*(self._next_logprobs(ids[:end], [ids[end]]) for end in ends))
+        return [figure for [figure] in figures]
+
+    async def chances(self, messages: Sequence[Message], begun: str, options: Sequence[str]) -> list[float] | None:
+        groups = [self._chat.option_ids(option) for option in options]
+        ids = self._chat.begin(messages, begun)
+        if len(ids) + 1 > self._max_model_len:
+            return None
+        tokens = list(itertools.chain(*groups))
+        parts = [tokens[start : start + MAX_LOGPROBS] for start in range(0, len(tokens), MAX_LOGPROBS)]
+        figures = itertools.chain(*await asyncio.gather(*(self._next_logprobs(ids, part) for part in parts)))
+        return [sum(exp(figure) for figure in itertools.islice(figures, len(group))) for group in groups]
+
+    async def rate(self, messages: Sequence[Message]) -> float | None:
+        raise no_reward_model(self.model)
+
+    def prefix_cache(self) -> tuple[int, int]:
+        """How many tokens of prompts were looked up in the prefix cache since the start, and how many were found.
+
+        vLLM counts for the engine that was started last in this process.
+
+        Raises:
+            ValueError: vLLM was not told to count.
+        """
+        if self._args.disable_log_stats:
+            raise ValueError("vLLM does not count the hits of its prefix cache. Set vllm.disable_log_stats to false")
+        metrics = self._engine.get_metrics()
+        queries, hits = (
+            sum(metric.value for metric in metrics if isinstance(metric, Counter) and metric.name == f"vllm:{name}")
+            for name in ("prefix_cache_queries", "prefix_cache_hits")
         )
-        sampled = [output.outputs[0].logprobs for output in outputs]
-        return [_logprob(places[0] if places else None, ids[end]) for places, end in zip(sampled, ends, strict=True)]
+        return queries, hits
 
     def reload(self, model_path: str) -> None:
         assert not self._waiting, "weights must not change under a request"
@@ -144,6 +175,12 @@ class VLLMEngine:
         # while a request still holds one.
         return self._core.call(self._engine.reset_prefix_cache)
 
+    async def _next_logprobs(self, ids: Sequence[int], tokens: list[int]) -> list[float]:
+        """The log-probabilities, in nats at temperature 1, of at most MAX_LOGPROBS tokens as the next one."""
+        output = await self._submit(ids, temperature=0.0, max_tokens=1, logprob_token_ids=tokens)
+        places = output.outputs[0].logprobs
+        return [_logprob(places[0] if places else None, token) for token in tokens]
+
     def _submit(self, ids: Sequence[int], **params: Any) -> asyncio.Future[RequestOutput]:
         """Hands a request over, with vLLM's own sampling parameters. Raises EngineDied."""
         name = str(next(self._numbers))
@@ -151,7 +188,7 @@ class VLLMEngine:
             self._engine.add_request(
                 name,
                 {"prompt_token_ids": list(ids)},
-                VLLMParams(output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False, **params),
+                VLLMParams(output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False, skip_clone=True, **params),
             )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[RequestOutput] = loop.create_future()
