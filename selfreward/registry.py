@@ -17,10 +17,28 @@ ENGINES = {
     "vllm": "selfreward.engines.vllm:VLLMEngine",
     "transformers": "selfreward.engines.transformers:TransformersEngine",
     "openai": "selfreward.engines.openai:OpenAIEngine",
+    "classifier": "selfreward.engines.classifier:ClassifierEngine",
 }
-JUDGES = {"additive": "selfreward.judges.additive:AdditiveJudge"}
+JUDGES = {
+    "additive": "selfreward.judges.additive:AdditiveJudge",
+    "expected_score": "selfreward.judges.expected:ExpectedScoreJudge",
+    "yes_no": "selfreward.judges.yes_no:YesNoJudge",
+    "rubric": "selfreward.judges.rubric:RubricJudge",
+    "pairwise": "selfreward.judges.pairwise:PairwiseJudge",
+    "verifier": "selfreward.judges.verifier:VerifierJudge",
+    "reward_model": "selfreward.judges.reward_model:RewardModelJudge",
+}
+VERIFIERS = {
+    "exact_match": "selfreward.judges.verifiers:exact_match",
+    "regex": "selfreward.judges.verifiers:regex",
+    "json_schema": "selfreward.judges.verifiers:json_schema",
+    "instructions": "selfreward.judges.verifiers:instructions",
+}
 PROMPT_SOURCES = {"dataset": "selfreward.prompts.dataset:DatasetSource"}
-SELECTORS = {"best_worst": "selfreward.selection:best_worst"}
+SELECTORS = {
+    name: f"selfreward.selection:{name}"
+    for name in ("best_worst", "top_bottom", "correct_incorrect", "length_controlled", "revision")
+}
 
 
 # Plain names only, and none with double underscores, as `pkg.__main__` is a program that runs when it is imported.

@@ -5,12 +5,12 @@ import random
 
 import pytest
 
-from selfreward.config import JudgeSettings
 from selfreward.engines import Completion
 from selfreward.engines.base import TOO_LONG
 from selfreward.judges import mean_scores
 from selfreward.judges.additive import AdditiveJudge
 from selfreward.records import Prompt, Response
+from selfreward.settings.judge import JudgeSettings
 
 PROMPT = Prompt.make([{"role": "user", "content": "What is {response}?"}], "test")
 JUDGE = AdditiveJudge(JudgeSettings())

@@ -1,5 +1,6 @@
 """What scores responses."""
 
-from selfreward.judges.base import Judge, mean_scores
+from selfreward.judges.base import Example, Judge, make_judgement, mean_scores
+from selfreward.judges.panel import Panel, Seat
 
-__all__ = ["Judge", "mean_scores"]
+__all__ = ["Example", "Judge", "Panel", "Seat", "make_judgement", "mean_scores"]

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from selfreward.config import JudgeSettings
-from selfreward.engines import Sampler
-from selfreward.records import Judgement, Message, Prompt, Response
+from selfreward.engines import Completion, Sampler
+from selfreward.prompts.dataset import Graded
+from selfreward.records import Judgement, Message, Prompt, Response, content_id
+from selfreward.settings.judge import JudgeSettings
+
+
+@dataclass(frozen=True)
+class Example:
+    """A judge prompt with its right judgement, to train judging with."""
+
+    messages: list[Message]
+    judgement: str
 
 
 class Judge(Protocol):
     """Scores the responses to one prompt; a plain coroutine over an engine.
 
     ``pointwise``: each response is judged by itself, so that judging can begin while others are still sampled.
+    ``best`` is the highest score that there is, or None where scores have no upper end.
     """
 
     pointwise: bool
+    best: float | None
 
     def __init__(self, settings: JudgeSettings) -> None:
         """Reads its part of the recipe.
@@ -25,12 +37,6 @@ class Judge(Protocol):
         Raises:
             ValueError: settings or files that this judge can't work with.
         """
-
-    def messages(self, prompt: str, response: str) -> list[Message]:
-        """The judge prompt, which judging data is also trained with."""
-
-    def parse(self, text: str) -> tuple[float | None, str | None]:
-        """(score, None) or (None, name of the error), from the judge's own text alone."""
 
     async def judge(self, engine: Sampler, prompt: Prompt, responses: Sequence[Response], seed: int) -> list[Judgement]:
         """All judgements of the responses to one prompt.
@@ -42,6 +48,12 @@ class Judge(Protocol):
             seed: every choice derives from it.
         """
 
+    def scores(self, judgements: Sequence[Judgement]) -> dict[str, float]:
+        """The score by response id, from all judgements of an iteration; unscored responses are left out."""
+
+    def examples(self, graded: Sequence[Graded]) -> list[Example]:
+        """How judging data is trained with; empty where no model is to learn this judge's prompt."""
+
 
 def mean_scores(judgements: Iterable[Judgement]) -> dict[str, float]:
     """The mean of the parsed votes by response id; a response without any is left out."""
@@ -50,3 +62,40 @@ def mean_scores(judgements: Iterable[Judgement]) -> dict[str, float]:
         if judgement.score is not None:
             votes[judgement.subject_ids[0]].append(judgement.score)
     return {subject: sum(scores) / len(scores) for subject, scores in votes.items()}
+
+
+def make_judgement(
+    judge: str,
+    subjects: Sequence[Response | Judgement],
+    vote: int,
+    seed: int,
+    completion: Completion,
+    model: str,
+    **verdict: Any,
+) -> Judgement:
+    """The record of one call.
+
+    Args:
+        judge: the judge's name.
+        subjects: the response that was scored, or the two that were compared, in the order in which they stood.
+        vote: the number of the call, among those on the same subjects.
+        seed: the request's own.
+        completion: what the judge wrote.
+        model: the judging model.
+        verdict: ``score``, ``preference`` or ``error``; ``aspect``, ``figures`` and ``reference`` where there are any.
+    """
+    ids, aspect = [subject.id for subject in subjects], verdict.get("aspect")
+    if completion.finish_reason == "prompt_too_long":
+        verdict |= {"score": None, "preference": None, "error": "prompt_too_long"}
+    return Judgement(
+        id=content_id("judgement", *ids, vote, seed, completion.text, *([aspect] if aspect else [])),
+        prompt_id=subjects[0].prompt_id,
+        subject_ids=ids,
+        judge=judge,
+        vote=vote,
+        raw_text=completion.text,
+        num_tokens=completion.num_tokens,
+        seed=seed,
+        model=model,
+        **{"score": None, "error": None, **verdict},
+    )

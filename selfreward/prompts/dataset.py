@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,7 @@ class Graded:
     prompt: str
     response: str
     judgement: str
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,12 @@ class Demonstration:
 def read_graded(path: Path) -> list[Graded]:
     """Judging data (EFT). Raises ValueError that names each bad line."""
     rows: list[Graded] = []
-    _read_lines(path, lambda _, row: rows.append(Graded(*_texts(row, "prompt", "response", "judgement"))))
+
+    def add(_: int, row: dict[str, Any]) -> None:
+        prompt, response, judgement = _texts(row, "prompt", "response", "judgement")
+        rows.append(Graded(prompt, response, judgement, _reference(row)))
+
+    _read_lines(path, add)
     return rows
 
 
@@ -140,6 +147,8 @@ def _row(line: str) -> dict[str, Any]:
         raise _BadLine("malformed", f"not JSON: {error}") from None
     if not isinstance(row, dict):
         raise _BadLine("malformed", f"a JSON object is wanted, and this is a {type(row).__name__}")
+    if re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)):
+        raise _BadLine("malformed", "half of a surrogate pair, such as \\ud83d alone, which is no character")
     return row
 
 
@@ -158,8 +167,11 @@ def _prompt(row: dict[str, Any], source: str) -> Prompt:
         messages = _messages(row["messages"])
     else:
         messages = [{"role": "user", "content": _texts(row, "prompt")[0]}]
-    reference = _texts(row, "reference")[0] if row.get("reference") is not None else None
-    return Prompt.make(messages, source, reference)
+    return Prompt.make(messages, source, _reference(row))
+
+
+def _reference(row: dict[str, Any]) -> str | None:
+    return _texts(row, "reference")[0] if row.get("reference") is not None else None
 
 
 def _messages(value: Any) -> list[Message]:

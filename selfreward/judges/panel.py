@@ -1,0 +1,107 @@
+"""The judges of a recipe: one, or an ensemble of several."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from selfreward import registry
+from selfreward.engines.base import Sampler
+from selfreward.judges.base import Example, Judge
+from selfreward.judges.ensemble import combine
+from selfreward.prompts.dataset import Graded
+from selfreward.records import Judgement, Prompt, Response, derive_seed
+from selfreward.settings.judge import JudgeSettings, MemberSettings, PanelSettings
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A judge of the panel; its ``name`` stands in its judgements."""
+
+    name: str
+    settings: JudgeSettings
+    judge: Judge
+
+    @property
+    def is_policy(self) -> bool:
+        """Whether M_t, the model that samples, is the judge."""
+        return self.settings.engine is None and self.settings.model is None
+
+    @property
+    def writes(self) -> bool:
+        """Whether a judgement is a sampled text, of which there can be several."""
+        return {
+            "expected_score": self.settings.expected.think,
+            "pairwise": self.settings.pairwise.think,
+            **dict.fromkeys(("yes_no", "verifier", "reward_model"), False),
+        }.get(self.settings.name, True)
+
+    @property
+    def worst(self) -> float | None:
+        """The lowest score that there is; None where that is not known."""
+        lowest = float(self.settings.min_score)
+        return {
+            **dict.fromkeys(("additive", "expected_score", "rubric"), lowest),
+            **dict.fromkeys(("yes_no", "verifier"), 0.0),
+        }.get(self.settings.name)
+
+    @cached_property
+    def served_by(self) -> str:
+        """The same for judges that share an engine."""
+        engine, model = self.settings.engine, self.settings.model
+        return f"{engine and engine.model_dump_json()} {model and model.model_dump_json()}"
+
+    async def vote(self, engine: Sampler, prompt: Prompt, responses: Sequence[Response], seed: int) -> list[Judgement]:
+        """The judgements of some responses to one prompt, under the seat's name."""
+        judgements = await self.judge.judge(engine, prompt, responses, seed)
+        return [replace(judgement, judge=self.name) for judgement in judgements]
+
+
+class Panel:
+    """Asks every judge, and makes one score a response of what they say."""
+
+    def __init__(self, settings: PanelSettings) -> None:
+        """Raises ValueError for a name or settings that don't work."""
+        self._settings = settings
+        self.seats = _seats(settings)
+        self.pointwise = all(seat.judge.pointwise for seat in self.seats)
+        self.is_policy = all(seat.is_policy for seat in self.seats)
+        self.best = self.seats[0].judge.best if len(self.seats) == 1 else None
+        self.worst = self.seats[0].worst if len(self.seats) == 1 else 0.0
+
+    def groups(self) -> list[list[Seat]]:
+        """The seats by the engine that serves them, for on a GPU there may be room for one at a time."""
+        groups: dict[str, list[Seat]] = {}
+        for seat in self.seats:
+            groups.setdefault(seat.served_by, []).append(seat)
+        return list(groups.values())
+
+    def seed(self, seat: Seat, seed: int) -> int:
+        """A judge's own seed for a prompt."""
+        return seed if len(self.seats) == 1 else derive_seed(seed, seat.name)
+
+    def scores(self, judgements: Sequence[Judgement]) -> dict[str, float]:
+        """The score by response id, from all judgements of an iteration; unscored responses are left out."""
+        if len(self.seats) == 1:
+            return self.seats[0].judge.scores(judgements)
+        weights = {s.name: s.settings.weight for s in self.seats if isinstance(s.settings, MemberSettings)}
+        scores = {s.name: s.judge.scores([j for j in judgements if j.judge == s.name]) for s in self.seats}
+        prompt_of = {subject: j.prompt_id for j in judgements for subject in j.subject_ids}
+        return combine(scores, weights, prompt_of, self._settings.combine)
+
+    def examples(self, graded: Sequence[Graded]) -> list[Example]:
+        """Judging data as each judge's prompt is trained with it."""
+        return [example for seat in self.seats for example in seat.judge.examples(graded)]
+
+
+def _seats(settings: PanelSettings) -> list[Seat]:
+    members: Sequence[JudgeSettings] = settings.members or [settings]
+    total, seen, seats = Counter(member.name for member in members), Counter[str](), []
+    for member in members:
+        seen[member.name] += 1
+        name = member.name if total[member.name] == 1 else f"{member.name}.{seen[member.name]}"
+        judge: Judge = registry.load(member.name, registry.JUDGES, "judge")(member)
+        seats.append(Seat(name, member, judge))
+    return seats

@@ -1,0 +1,135 @@
+"""Absolute grading by criteria that the user writes (Prometheus 2, arXiv 2405.01535)."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from selfreward.engines import Sampler, SamplingParams
+from selfreward.judges.base import Example, make_judgement, mean_scores
+from selfreward.judges.criteria import Criterion, describe, read_criteria
+from selfreward.judges.reference import Reference
+from selfreward.judges.scores import announced, read_score
+from selfreward.judges.template import Template
+from selfreward.prompts.dataset import Graded
+from selfreward.records import Judgement, Message, Prompt, Response, derive_seed
+from selfreward.settings.judge import JudgeSettings
+
+
+class RubricJudge:
+    """A score for each criterion, from calls of its own or one call for all; their weighted mean is the response's."""
+
+    pointwise = True
+
+    def __init__(self, settings: JudgeSettings) -> None:
+        """Raises ValueError for criteria or a template that can't be used."""
+        assert settings.criteria is not None, "the recipe refuses this judge without criteria"
+        self._settings = settings
+        self._params = SamplingParams.of(settings)
+        self._criteria = read_criteria(settings.criteria)
+        self._together = settings.rubric.together
+        self._reference = Reference(settings)
+        self._template = Template(
+            "rubric_together" if self._together else "rubric",
+            settings.template,
+            ("prompt", "response", "criteria", *self._reference.places),
+        )
+        self.best = float(settings.max_score)
+
+    def messages(
+        self, prompt: str, response: str, criteria: Sequence[Criterion], reference: str | None = None
+    ) -> list[Message]:
+        """The judge prompt by some of the criteria."""
+        return self._template.fill(
+            prompt=prompt,
+            response=response,
+            criteria=describe(criteria),
+            reference=self._reference.shown(reference),
+            min_score=str(self._settings.min_score),
+            max_score=str(self._settings.max_score),
+        )
+
+    def parse(self, text: str, cut: bool = False) -> tuple[float | None, str | None]:
+        """(score, None) or (None, name of the error), from the judge's text on one criterion."""
+        return read_score(text, self._settings.min_score, self._settings.max_score, cut)
+
+    def parse_together(self, text: str, cut: bool = False) -> dict[str, Any]:
+        """The verdict from the judge's text on all criteria: a score with figures, or the first criterion's error."""
+        scores: dict[str, float] = {}
+        for criterion in self._criteria:
+            line, error = announced(_line_of(criterion.name), text, cut)
+            score, unread = self.parse("" if line is None else f"Score:{line['rest']}")
+            if score is None:
+                return {"error": error or unread}
+            scores[criterion.name] = score
+        figures = {f"criterion {name}": score for name, score in scores.items()}
+        return {"score": self._weighted(scores), "figures": figures}
+
+    async def judge(self, engine: Sampler, prompt: Prompt, responses: Sequence[Response], seed: int) -> list[Judgement]:
+        reference = await self._reference.of(engine, prompt)
+        aspects = [None] if self._together else self._criteria
+        votes = await asyncio.gather(
+            *(self._votes(engine, prompt, r, seed, reference, aspect) for r in responses for aspect in aspects)
+        )
+        return [judgement for of_aspect in votes for judgement in of_aspect]
+
+    async def _votes(
+        self,
+        engine: Sampler,
+        prompt: Prompt,
+        response: Response,
+        seed: int,
+        reference: str | None,
+        aspect: Criterion | None,
+    ) -> list[Judgement]:
+        """All votes on one response by one criterion, or by all of them where ``aspect`` is None."""
+        name = aspect and aspect.name
+        seeds = [derive_seed(seed, response.id, name, vote) for vote in range(self._settings.votes)]
+        criteria = self._criteria if aspect is None else [aspect]
+        messages = self.messages(prompt.text, response.text, criteria, reference)
+        completions = await engine.sample(messages, self._params, seeds)
+        judgements = []
+        for vote, completion in enumerate(completions):
+            cut = completion.finish_reason == "length"
+            score, error = self.parse(completion.text, cut)
+            verdict = self.parse_together(completion.text, cut) if aspect is None else {"score": score, "error": error}
+            verdict |= {"aspect": name, "reference": reference}
+            judgements.append(
+                make_judgement(self._settings.name, [response], vote, seeds[vote], completion, engine.model, **verdict)
+            )
+        return judgements
+
+    def scores(self, judgements: Sequence[Judgement]) -> dict[str, float]:
+        """The weighted mean over the criteria of the mean of their votes.
+
+        A response without a readable vote on some criterion is left out: a mean over the others would be of another
+        scale than its neighbours'.
+        """
+        if self._together:
+            return mean_scores(judgements)
+        by_aspect: defaultdict[str | None, list[Judgement]] = defaultdict(list)
+        for judgement in judgements:
+            by_aspect[judgement.aspect].append(judgement)
+        means = {criterion.name: mean_scores(by_aspect[criterion.name]) for criterion in self._criteria}
+        every = set.intersection(*(set(of_aspect) for of_aspect in means.values()))
+        return {
+            subject: self._weighted({name: of_aspect[subject] for name, of_aspect in means.items()})
+            for subject in dict.fromkeys(judgement.subject_ids[0] for judgement in judgements)
+            if subject in every
+        }
+
+    def examples(self, graded: Sequence[Graded]) -> list[Example]:
+        """None: a judgement in judging data has one total, which tells no criterion's score."""
+        return []
+
+    def _weighted(self, scores: Mapping[str, float]) -> float:
+        total = sum(criterion.weight for criterion in self._criteria)
+        return sum(criterion.weight * scores[criterion.name] for criterion in self._criteria) / total
+
+
+def _line_of(name: str) -> re.Pattern[str]:
+    """Lines that give a criterion's score."""
+    return re.compile(rf"^[ \t*_#.()0-9-]*{re.escape(name)}[ \t*_]*:(?P<rest>.*)$", re.IGNORECASE | re.MULTILINE)
