@@ -41,10 +41,13 @@ def _scripts_for_children(monkeypatch):
 
 
 def test_a_process_of_its_own_trains_the_same_weights(recipe_file):
-    inline = selfreward.run(selfreward.load_recipe(recipe_file))
-    apart = selfreward.run(selfreward.load_recipe(recipe_file, ["name=apart", "launch.train=process"]))
-    ours, theirs = (load_file(f"{run.model_path(2)}/model.safetensors") for run in (inline, apart))
-    assert all(ours[name].equal(theirs[name]) for name in ours)
+    """The draft of a model, too."""
+    lookahead = ["selection.lookahead=true"]
+    inline = selfreward.run(selfreward.load_recipe(recipe_file, lookahead))
+    apart = selfreward.run(selfreward.load_recipe(recipe_file, [*lookahead, "name=apart", "launch.train=process"]))
+    for model in ("model", "draft_model"):
+        ours, theirs = (load_file(run.path / "iter_1" / model / "model.safetensors") for run in (inline, apart))
+        assert all(ours[name].equal(theirs[name]) for name in ours)
 
 
 def test_two_ranks_under_accelerate_launch(recipe_file):

@@ -16,11 +16,12 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import selfreward
 from selfreward.chat import ChatEncoder, load_tokenizer
-from selfreward.config import ModelSettings
 from selfreward.errors import HandoverError
+from selfreward.settings.engine import ModelSettings
 from selfreward.training import common
 from selfreward.training.dpo import train_iteration
 from selfreward.training.rounding import round_stochastically
+from selfreward.training.rows import split
 from selfreward.training.sft import train_seed
 
 
@@ -175,3 +176,20 @@ def test_a_training_that_changes_nothing_is_refused(tmp_path, tiny_random_model)
     run = make_run(tmp_path, tiny_random_model, dpo={"learning_rate": 0.0, "lr_scheduler_type": "constant"})
     with pytest.raises(HandoverError, match="training changed nothing"):
         train_iteration(run, 1)
+
+
+def test_rows_that_would_be_trained_as_something_else_are_left_out_by_reason(tiny_random_model):
+    """The trainer's tokenizer takes ``<|end|>`` in a text for the token that ends a turn."""
+    chat = ChatEncoder(load_tokenizer(str(tiny_random_model), ModelSettings(path=str(tiny_random_model))))
+
+    def row(prompt: str, chosen: str, rejected: str = "fox") -> dict[str, list[dict[str, str]]]:
+        texts = {"prompt": ("user", prompt), "chosen": ("assistant", chosen), "rejected": ("assistant", rejected)}
+        return {name: [{"role": role, "content": text}] for name, (role, text) in texts.items()}
+
+    good = row("Name one bird", "owl")
+    poisoned = [row("Name <|end|>", "owl"), row("Name one bird", "owl<|eos|>"), row("a", "b", "<|assistant|>yes")]
+    long = [row("Name one bird", " ".join(["owl"] * 40))]
+    kept, left_out = split([good, *poisoned, *long], ("chosen", "rejected"), chat, {"max_length": 30})
+    assert kept == [good]
+    assert left_out == {"control_tokens": 3, "too_long": 1}
+    assert split(poisoned[2:], ("chosen",), chat, {})[0] == poisoned[2:]

@@ -2,27 +2,33 @@
 
 import json
 import os
+import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 import selfreward
+from selfreward.records import PreferencePair, Record
 from selfreward.rundir import Run
 
 WORDS = "bear camel deer eagle fox goat".split()
+TASKS = [f"Name {word}s of {place}." for word in WORDS[:3] for place in "xyz"]
+
+
+# Keys of the recipe; the others that a run is made with are of its block `training`.
+BLOCKS = ("tracking", "meta", "selection")
 
 
 def make_run(
-    folder: Path, model: Path, dtype: str = "float32", seeded: bool = False, **training: dict[str, Any]
+    folder: Path, model: Path, dtype: str = "float32", seeded: bool = False, iterations: int = 1, **settings: Any
 ) -> Run:
-    """A run with nine pairs and, if it is seeded, nine rows of seed data; three steps of three are an epoch."""
+    """A run with nine pairs an iteration and, if seeded, nine rows of seed data; three steps of three are an epoch."""
     folder.mkdir(parents=True, exist_ok=True)
-    tasks = [f"Name {word}s of {place}." for word in WORDS[:3] for place in "xyz"]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": task}) + "\n" for task in tasks))
-    rows = [{"prompt": t, "response": " ".join(WORDS[: 1 + n % 5])} for n, t in enumerate(tasks)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": task}) + "\n" for task in TASKS))
+    rows = [{"prompt": t, "response": " ".join(WORDS[: 1 + n % 5])} for n, t in enumerate(TASKS)]
     (folder / "ift.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
     graded = [{**row, "judgement": "I count.\nScore: 3"} for row in rows[4:]]
     (folder / "eft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in graded))
@@ -31,36 +37,56 @@ def make_run(
     recipe = {
         "name": "test",
         "run_dir": str(folder / "runs"),
-        "iterations": 1,
+        "iterations": iterations,
         "model": {"path": str(model), "dtype": dtype},
         "prompts": {"path": "prompts.jsonl"},
         "judge": {"template": "judge.txt"},
         "seed_data": {"ift": "ift.jsonl", "eft": "eft.jsonl"} if seeded else None,
         "training": {
             "lora": {"r": 4, "lora_dropout": 0.1},
+            **{name: value for name, value in settings.items() if name not in BLOCKS},
             # Dropout, and noise on the embeddings: what is drawn at random must go on where it was.
-            "dpo": {"learning_rate": 1e-3, "disable_dropout": False, **own, **training.get("dpo", {})},
-            "sft": {"learning_rate": 1e-3, "neftune_noise_alpha": 5.0, **own, **training.get("sft", {})},
+            "dpo": {"learning_rate": 1e-3, "disable_dropout": False, **own, **settings.get("dpo", {})},
+            "sft": {"learning_rate": 1e-3, "neftune_noise_alpha": 5.0, **own, **settings.get("sft", {})},
         },
-        "tracking": training.get("tracking", {}),
+        **{name: settings[name] for name in BLOCKS if name in settings},
         "engine": {"name": "scripts:Numbers"},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(recipe))
     run = Run.create(selfreward.load_recipe(folder / "run.yaml"))
-    for name in ("pairs", "train"):
-        for iteration in (0, 1):
-            run.stage(name, iteration).path.mkdir(parents=True, exist_ok=True)
-    pairs = [_pair(number, task) for number, task in enumerate(tasks)]
-    (run.stage("pairs", 1).path / "records.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    for iteration in range(iterations + 1):
+        run.stage("train", iteration).path.mkdir(parents=True, exist_ok=True)
+    for iteration in range(1, iterations + 1):
+        write_pairs(run, iteration)
     return run
 
 
-def _pair(number: int, task: str) -> dict[str, Any]:
-    sides = {"chosen": " ".join(WORDS[: 2 + number % 3]), "rejected": " ".join(WORDS[number % 4 :])}
-    scores = {"score_chosen": 4.0, "score_rejected": 1.0, "chosen_id": f"c{number}", "rejected_id": f"r{number}"}
-    messages = {side: [{"role": "assistant", "content": text}] for side, text in sides.items()}
-    prompt = [{"role": "user", "content": task}]
-    return {"id": f"pair{number}", "prompt_id": f"prompt{number}", "prompt": prompt, **messages, **scores}
+def write_pairs(run: Run, iteration: int, consistencies: Sequence[float | None] = (None,) * 9) -> None:
+    """Gives an iteration, or its draft, nine pairs of its own."""
+    write_records(run.stage("pairs", iteration).path / "records.jsonl", make_pairs(iteration, consistencies))
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(record.to_json() + "\n" for record in records))
+
+
+def make_pairs(iteration: int, consistencies: Sequence[float | None] = (None,) * 9) -> list[PreferencePair]:
+    return [_pair(number, iteration - 1, consistencies[number]) for number in range(9)]
+
+
+def _pair(number: int, turn: int, consistency: float | None) -> PreferencePair:
+    words = WORDS[turn:] + WORDS[:turn]
+    chosen, rejected = " ".join(words[: 2 + number % 3]), " ".join(words[number % 4 :])
+    prompt = [{"role": "user", "content": TASKS[number]}]
+    sides = [[{"role": "assistant", "content": text}] for text in (chosen, rejected)]
+    names = (f"c{number}", f"r{number}")
+    return PreferencePair(f"pair{number}", f"prompt{number}", prompt, *sides, *names, 4.0, 1.0, consistency)
+
+
+def give_model(run: Run, t: int, model: Path) -> None:
+    """Makes a model M_t of a run, for t from 2 on."""
+    shutil.copytree(model, run.model_path(t))
 
 
 def result(run: Run, iteration: int) -> dict[str, bytes]:

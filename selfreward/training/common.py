@@ -73,7 +73,7 @@ def trainer_options(run: Run, iteration: int, options: dict[str, Any]) -> dict[s
         **options,
         "output_dir": str(checkpoints_folder(run, iteration)),
         "save_strategy": "steps",
-        "run_name": f"{run.recipe.name}-{iteration}",
+        "run_name": f"{run.recipe.name}-{iteration}{'-draft' if run.draft else ''}",
         "report_to": run.recipe.tracking.report_to or "none",
         "seed": derive_seed(run.recipe.seed, iteration, "train") % 2**31,
         # Otherwise the trainer logs an average in the place of a loss that is not a number.
@@ -98,7 +98,7 @@ def save_model(model: PreTrainedModel, run: Run, source: str, iteration: int) ->
         DiskFull: the disk has no room for it.
     """
     path = run.stage("model", iteration).path
-    temporary = path.with_name("model.tmp")
+    temporary = path.with_name(f"{path.name}.tmp")
     discard(temporary)
     dtype = getattr(torch, run.recipe.model.dtype)
     round_stochastically(model, dtype, derive_seed(run.recipe.seed, iteration, "round"))
@@ -132,7 +132,7 @@ class Watch(TrainerCallback):
     """Shows the trainer's steps, and puts its logs into ``metrics.jsonl`` beside the loop's."""
 
     def __init__(self, run: Run, iteration: int) -> None:
-        self._run, self._iteration = run, iteration
+        self._run, self._place = run, {"iteration": iteration, "stage": run.stage("train", iteration).path.name}
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
@@ -166,7 +166,7 @@ class Watch(TrainerCallback):
             if "train_loss" in logs:
                 # Upstream's holds the steps since the last resume alone.
                 logs["train_loss"] = mean_loss(state)
-            self._run.log({"iteration": self._iteration, "stage": "train", "step": state.global_step, **logs})
+            self._run.log({**self._place, "step": state.global_step, **logs})
 
 
 def train(trainer: Trainer, run: Run, iteration: int) -> dict[str, Any]:
@@ -188,7 +188,8 @@ def train(trainer: Trainer, run: Run, iteration: int) -> dict[str, Any]:
         # Upstream has made numbers of steps out of shares, and would warn of a difference.
         trainer.args.save_steps, trainer.args.logging_steps = state.save_steps, state.logging_steps
         if trainer.is_world_process_zero():
-            run.log({"iteration": iteration, "stage": "train", "resumed_from_step": state.global_step})
+            folder = run.stage("train", iteration).path
+            run.log({"iteration": iteration, "stage": folder.name, "resumed_from_step": state.global_step})
     with watch:
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     checkpoints.require_end()

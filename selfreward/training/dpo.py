@@ -1,26 +1,23 @@
 """DPO with a fresh LoRA on M_t, whose merge is M_{t+1} (arXiv 2401.10020, section 2.4).
 
-There is no ``ref_model``: the policy with its adapter off *is* M_t, the reference.
+The policy with its adapter off *is* M_t, and needs no second model where M_t is the reference.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from trl import DPOConfig
 
-from selfreward.chat import load_tokenizer
+from selfreward.chat import ChatEncoder, load_tokenizer
 from selfreward.durable import sync_tree
 from selfreward.handover import LogProbs
-from selfreward.judges.load import load_judge
-from selfreward.prompts.dataset import read_graded
-from selfreward.records import PreferencePair, derive_seed
+from selfreward.plan import reference_of
 from selfreward.rundir import Run
 from selfreward.training.common import (
     checkpoints_folder,
@@ -34,8 +31,13 @@ from selfreward.training.common import (
     trainer_options,
     with_defaults,
 )
+from selfreward.training.consistency import COLUMN, ConsistentDPOTrainer
 from selfreward.training.finite import FiniteDPOTrainer
 from selfreward.training.probes import NUM_TEXTS, log_probs, probe_ids
+from selfreward.training.rows import preference_rows, rows_by_source, split
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Section 3.1.2: batch 16, cosine from 1e-6 to 1e-7, beta 0.1.
 DEFAULTS: dict[str, Any] = {
@@ -60,7 +62,8 @@ def train_iteration(run: Run, iteration: int) -> dict[str, Any]:
         HandoverError: the merged model is not the trained policy.
     """
     folder = checkpoints_folder(run, iteration)
-    args = DPOConfig(**trainer_options(run, iteration, with_defaults(DEFAULTS, run.recipe.training.dpo)))
+    options = with_defaults(DEFAULTS, run.recipe.training.dpo_options(iteration))
+    args = DPOConfig(**trainer_options(run, iteration, options))
     summary = trained_before(folder, args)
     if summary is None:
         summary = train_adapter(run, iteration, args)
@@ -73,41 +76,32 @@ def train_iteration(run: Run, iteration: int) -> dict[str, Any]:
 def train_adapter(run: Run, iteration: int, args: DPOConfig) -> dict[str, Any]:
     """Leaves the adapter in ``train/checkpoints/trained``, marked with the summary, which is returned."""
     source = run.model_path(iteration)
-    rows = preference_rows(run, iteration)
-    trainer = FiniteDPOTrainer(
+    tokenizer = load_tokenizer(source, run.recipe.model)
+    by_source = rows_by_source(run, iteration)
+    every = [row for rows in by_source.values() for row in rows]
+    rows, left_out = split(every, ("chosen", "rejected"), ChatEncoder(tokenizer), run.recipe.training.dpo)
+    weighed = any(row.get(COLUMN, 1.0) < 1 for row in rows)
+    trainer = (ConsistentDPOTrainer if weighed else FiniteDPOTrainer)(
         model=load_model(source, run),
+        ref_model=reference_model(run, iteration),
         args=args,
         train_dataset=Dataset.from_list(rows),
-        processing_class=load_tokenizer(source, run.recipe.model),
+        processing_class=tokenizer,
         peft_config=LoraConfig(**{**LORA_DEFAULTS, **run.recipe.training.lora}, task_type="CAUSAL_LM"),
     )
-    summary = {"examples": len(rows), **train(trainer, run, iteration)}
+    if args.precompute_ref_log_probs:
+        # Its figures are in the rows by now, and its memory is free when the training begins.
+        trainer.ref_model = None
+    added = {source: len(rows) for source, rows in by_source.items() if source != "pairs"}
+    summary = {"examples": len(rows), **added, **left_out, **train(trainer, run, iteration)}
     keep_trained(trainer, checkpoints_folder(run, iteration), summary)
     return summary
 
 
-def preference_rows(run: Run, iteration: int) -> list[dict[str, Any]]:
-    """The iteration's pairs in TRL's columns, with the rehearsed judging examples.
-
-    A rehearsed row has its right judgement as chosen *and* rejected: the preference term is then constant
-    and has no gradient, so that the row adds nothing but the NLL term. That is the pretraining mix of
-    InstructGPT (arXiv 2203.02155) with judging data in the place of pretraining data.
-    """
-    pairs = run.records("pairs", iteration, PreferencePair)
-    rows = [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs]
-    num = round(run.recipe.training.rehearsal * len(pairs))
-    if not num:
-        return rows
-    assert run.recipe.seed_data is not None
-    graded = read_graded(run.recipe.seed_data.eft)
-    picked = random.Random(derive_seed(run.recipe.seed, iteration, "rehearsal")).sample(graded, min(num, len(graded)))
-    judge = load_judge(run.recipe)
-    for example in picked:
-        verdict = [{"role": "assistant", "content": example.judgement}]
-        rows.append(
-            {"prompt": judge.messages(example.prompt, example.response), "chosen": verdict, "rejected": verdict}
-        )
-    return rows
+def reference_model(run: Run, iteration: int) -> PreTrainedModel | None:
+    """The model that DPO measures the policy against, or None where it is M_t: the policy with its adapter off."""
+    t = reference_of(run.recipe, iteration)
+    return None if t == iteration else load_model(run.model_path(t), run).requires_grad_(False)
 
 
 def merge(run: Run, iteration: int, adapter: Path) -> dict[str, float]:

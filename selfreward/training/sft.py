@@ -9,9 +9,9 @@ import torch
 from datasets import Dataset
 from trl import SFTConfig
 
-from selfreward.chat import fits, load_tokenizer
+from selfreward.chat import ChatEncoder, load_tokenizer
 from selfreward.handover import LogProbs
-from selfreward.judges.load import load_judge
+from selfreward.judges import Panel
 from selfreward.prompts.dataset import read_demonstrations, read_graded
 from selfreward.rundir import Run
 from selfreward.training.common import (
@@ -28,6 +28,7 @@ from selfreward.training.common import (
 )
 from selfreward.training.finite import FiniteSFTTrainer
 from selfreward.training.probes import log_probs, probe_ids
+from selfreward.training.rows import split
 
 # Section 3.1.2: batch 16, cosine from 5.5e-6 to 1.1e-6, loss on the target tokens only.
 DEFAULTS: dict[str, Any] = {
@@ -65,10 +66,12 @@ def train_weights(run: Run, args: SFTConfig) -> dict[str, Any]:
     source = run.model_path(0)
     tokenizer = load_tokenizer(source, run.recipe.model)
     every = seed_rows(run)
-    options = run.recipe.training.sft
-    rows = [row for row in every if fits(tokenizer, [*row["prompt"], *row["completion"]], options)]
+    rows, left_out = split(every, ("completion",), ChatEncoder(tokenizer), run.recipe.training.sft)
     if not rows:
-        raise ValueError(f"none of {len(every)} examples of seed_data fits: raise training.sft.max_length")
+        raise ValueError(
+            f"none of {len(every)} examples of seed_data can be trained: {left_out['too_long']} are too long (raise "
+            f"training.sft.max_length), and {left_out['control_tokens']} hold the text of a control token"
+        )
     trainer = FiniteSFTTrainer(
         # In bfloat16 most steps of this size are lost in rounding: master weights are float32, computing is not.
         model=load_model(source, run, torch.float32),
@@ -76,7 +79,7 @@ def train_weights(run: Run, args: SFTConfig) -> dict[str, Any]:
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
-    summary = {"examples": len(rows), "too_long": len(every) - len(rows), **train(trainer, run, 0)}
+    summary = {"examples": len(rows), **left_out, **train(trainer, run, 0)}
     keep_trained(trainer, checkpoints_folder(run, 0), summary)
     return summary
 
@@ -101,12 +104,11 @@ def _cast(run: Run, trained: Path, ids: list[list[int]]) -> LogProbs:
 def seed_rows(run: Run) -> list[dict[str, Any]]:
     """IFT and EFT in TRL's prompt-completion format; EFT's prompt is the judge's own."""
     assert run.recipe.seed_data is not None
-    judge = load_judge(run.recipe)
     rows = [
         _row([{"role": "user", "content": d.prompt}], d.response) for d in read_demonstrations(run.recipe.seed_data.ift)
     ]
-    rows += [_row(judge.messages(g.prompt, g.response), g.judgement) for g in read_graded(run.recipe.seed_data.eft)]
-    return rows
+    examples = Panel(run.recipe.judge).examples(read_graded(run.recipe.seed_data.eft))
+    return rows + [_row(example.messages, example.judgement) for example in examples]
 
 
 def _row(prompt: list[dict[str, str]], completion: str) -> dict[str, Any]:
