@@ -1,12 +1,14 @@
-"""What being able to resume costs:  python tests/bench.py journal | resume
+"""What being able to resume costs, and what judges cost:  python tests/bench.py journal | resume | judges
 
 ``journal``: sampling by vLLM with the journal and without it, in turns, on the tiny model.
+``judges``: responses judged a second by each judge, in turns, with vLLM's own figures of its prefix cache.
 ``resume``: how long a fresh process takes to know what is left of a run that was cut off with a million judgements.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import statistics
@@ -137,12 +139,104 @@ def bench_resume(rounds: int) -> None:
             subprocess.run([sys.executable, "-c", DECIDE, str(run.path)], check=True)
 
 
+# Each judge asked in the way that its own cost shows: one vote, and judgements of 64 tokens where it writes any.
+LABELS = "judge.pairwise.labels=['1', '2']"  # words of the tiny vocabulary
+JUDGES = {
+    "additive": [],
+    "expected_score, think": ["judge.name=expected_score"],
+    "expected_score, at once": ["judge.name=expected_score", "judge.expected.think=false"],
+    "yes_no": ["judge.name=yes_no"],
+    "rubric, 3 criteria": ["judge.name=rubric", "judge.criteria={criteria}"],
+    "rubric, together": ["judge.name=rubric", "judge.criteria={criteria}", "judge.rubric.together=true"],
+    "pairwise, all, at once": ["judge.name=pairwise", "judge.pairwise.think=false", LABELS],
+    "pairwise, Swiss 2, at once": [
+        *("judge.name=pairwise", "judge.pairwise.think=false", LABELS),
+        *("judge.pairwise.matches=swiss", "judge.pairwise.rounds=2"),
+    ],
+    "pairwise, all, think": ["judge.name=pairwise", LABELS],
+    "additive, answer first": ["judge.reference=answer"],
+}
+CRITERIA = """
+- {name: correct, description: Every statement is true.}
+- {name: complete, description: It covers all that was asked for.}
+- {name: brief, description: Nothing in it could be left out.}
+"""
+
+
+def bench_judges(rounds: int) -> None:
+    """Prints a Markdown table: 40 prompts with 6 responses each, packaged judge prompts, a model of 0.9 M weights."""
+    from selfreward import load_recipe
+    from selfreward.engines.vllm import VLLMEngine
+    from selfreward.judges import Panel
+    from selfreward.prompts.dataset import read_held_out
+    from selfreward.records import Response
+    from selfreward.stages.gather import run_coroutine
+
+    with tempfile.TemporaryDirectory() as folder:
+        criteria = Path(folder, "criteria.yaml")
+        criteria.write_text(CRITERIA)
+        base = ["judge.template=null", "judge.votes=1", "judge.max_tokens=64", "seed_data=null", "training.rehearsal=0"]
+        base += ["engine.vllm.max_model_len=2048", "engine.vllm.disable_log_stats=false", "model.path={model}"]
+        model = _long_context(Path(folder, "model"))
+        recipes = {
+            name: load_recipe(
+                ROOT / "recipes/quickstart/run.yaml",
+                [each.format(criteria=criteria, model=model) for each in [*base, *settings]],
+            )
+            for name, settings in JUDGES.items()
+        }
+        first = next(iter(recipes.values()))
+        prompts = read_held_out(first)[:40]
+        texts = ["ant bear camel", "bear camel deer elk", "fox goat", "horse jackal koala", "lion", "otter pig seal"]
+        responses = {
+            p.id: [Response(f"{p.id}{k}", p.id, k, t, "stop", 3, k, "M1") for k, t in enumerate(texts)] for p in prompts
+        }
+        engine = VLLMEngine(first.model.path, first.model, first.engine)
+        seconds: dict[str, list[float]] = {name: [] for name in recipes}
+        cached: dict[str, list[float]] = {name: [] for name in recipes}
+        for number in range(rounds + 1):
+            for name, recipe in recipes.items():
+                [seat] = Panel(recipe.judge).seats
+
+                async def all_of_them(seat: Any = seat, seed: int = number) -> None:
+                    await asyncio.gather(*(seat.vote(engine, p, responses[p.id], seed) for p in prompts))
+
+                engine.reload(first.model.path)  # empties the prefix cache
+                before = engine.prefix_cache()
+                started = time.perf_counter()
+                run_coroutine(all_of_them())
+                if number:  # the first round warms up
+                    seconds[name].append(time.perf_counter() - started)
+                    queries, hits = (after - b for after, b in zip(engine.prefix_cache(), before, strict=True))
+                    cached[name].append(hits / max(1, queries))
+        engine.close()
+    count, plain = len(prompts) * len(texts), statistics.median(seconds["additive"])
+    print(f"{count} responses a round, {rounds} rounds in turns\n")
+    print("| judge | responses a second | beside additive | prefix cache |\n|---|---|---|---|")
+    for name, each in seconds.items():
+        median = statistics.median(each)
+        rate = f"{count / median:.0f} ({count / max(each):.0f} to {count / min(each):.0f})"
+        print(f"| {name} | {rate} | {plain / median:.2f} | {statistics.median(cached[name]):.1%} |")
+
+
+def _long_context(path: Path) -> Path:
+    """The tiny model's architecture and tokenizer with random weights and room for the packaged judge prompts."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    source = ROOT / "selfreward/tiny/model"
+    # An engine whose output layer is tied would be started again to empty its cache.
+    config = AutoConfig.from_pretrained(source, max_position_embeddings=2048, tie_word_embeddings=False)
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    AutoTokenizer.from_pretrained(source).save_pretrained(path)
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["journal", "resume"])
+    parser.add_argument("what", choices=["journal", "resume", "judges"])
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
-    (bench_journal if arguments.what == "journal" else bench_resume)(arguments.rounds)
+    {"journal": bench_journal, "resume": bench_resume, "judges": bench_judges}[arguments.what](arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -40,5 +40,21 @@ def measure(
     print(report(run_seeds(recipe, range(seeds), run_dir, overrides or [])))
 
 
+@app.command()
+def ablate(
+    grid: Annotated[Path, typer.Argument(help="What is compared.")] = Path("recipes/ablations/grid.yaml"),
+    seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 5,
+    run_dir: Annotated[Path, typer.Option(help="Where the runs go; finished ones are kept.")] = Path("runs/ablations"),
+    jobs: Annotated[int, typer.Option(help="Runs at once, each with one thread.")] = 2,
+    only: Annotated[list[str] | None, typer.Option(help="A combination; repeat for more. Default: all.")] = None,
+) -> None:
+    """Runs every combination of a grid over several seeds and prints what each gained, as Markdown."""
+    from selfreward.tiny import ablations
+
+    every = ablations.cells(grid, range(seeds), run_dir, only or [])
+    ablations.perform(every, jobs)
+    print(ablations.report(every))
+
+
 if __name__ == "__main__":
     app()

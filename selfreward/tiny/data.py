@@ -14,6 +14,7 @@ FLAW = 0.25  # How often a demonstration breaks each constraint: mixed quality l
 SCORES = (5, 4, 3, 2, 4, 5, 3, 1)  # In turn, so that labels do not pile up.
 NUM_IFT = 1000
 NUM_EFT = 3000
+NUM_RANKED = 750  # prompts, each with four responses, for judges that compare
 NUM_PROMPTS = 1200
 NUM_HELD_OUT_PROMPTS = 400
 NUM_HELD_OUT_GRADED = 100  # prompts, each with four responses
@@ -29,6 +30,7 @@ def write_data(folder: Path, seed: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     ift = [{"prompt": t.text, "response": world.demonstrate(t, rng, FLAW)} for t in training[:NUM_IFT]]
     eft = graded(training[NUM_IFT : NUM_IFT + NUM_EFT], rng)
+    ranked = [task for task in training[NUM_IFT : NUM_IFT + NUM_RANKED] for _ in range(4)]
     prompts = [{"prompt": task.text} for task in training[NUM_IFT + NUM_EFT :][:NUM_PROMPTS]]
     asked, judged = held_out[:NUM_HELD_OUT_PROMPTS], held_out[NUM_HELD_OUT_PROMPTS:][:NUM_HELD_OUT_GRADED]
     _write(folder / "ift.jsonl", ift)
@@ -36,6 +38,7 @@ def write_data(folder: Path, seed: int = 0) -> None:
     _write(folder / "prompts.jsonl", prompts)
     _write(folder / "heldout_prompts.jsonl", ({"prompt": task.text} for task in asked))
     _write(folder / "heldout_judging.jsonl", graded([task for task in judged for _ in range(4)], rng))
+    _write(folder / "eft_ranked.jsonl", graded(ranked, rng))
 
 
 def graded(tasks: Iterable[Task], rng: random.Random) -> list[dict[str, str]]:

@@ -16,6 +16,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from selfreward.records import Prompt
 
 KINDS: dict[str, tuple[str, ...]] = {
     "animals": (
@@ -192,6 +196,11 @@ _PATTERNS = tuple(_pattern(phrasing) for phrasing in PHRASINGS)
 def gold(prompt: str, response: str) -> float:
     """The checker as an evaluation scorer: points from 0 to 5 of a response to an instruction."""
     return float(parse(prompt).score(response))
+
+
+def verify(prompt: Prompt, response: str) -> float:
+    """The checker as a judge, such as no real task has one: how far a loop could come with perfect scores."""
+    return gold(prompt.text, response)
 
 
 def demonstrate(task: Task, rng: random.Random, flaw: float) -> str:
