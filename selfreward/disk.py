@@ -6,14 +6,20 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from selfreward.config import Recipe
 from selfreward.errors import DiskFull
-from selfreward.plan import Step, makes_model
+from selfreward.judges.criteria import read_criteria
+from selfreward.plan import Step, makes_model, names
 from selfreward.rundir import Run
+from selfreward.settings.engine import SamplingSettings
+from selfreward.settings.judge import JudgeSettings
+from selfreward.stages import TRAINING
 
 # Measured on English text: bytes of a token in JSON; and what a record has besides its text.
 BYTES_A_TOKEN, BYTES_A_RECORD = 6, 700
 # A stage writes each record to its journal and to its records.
 COPIES = 2
+SAMPLED = ("anchors", "responses", "judgements", "previous_judgements", "lookahead", "meta")
 MARGIN = 128 << 20
 
 
@@ -32,15 +38,52 @@ def require(run: Run, steps: Sequence[Step]) -> None:
 def estimate(run: Run, step: Step) -> int:
     """The most bytes that a step may write."""
     recipe = run.recipe
-    if step.stage == "train":
+    if step.stage in TRAINING:
         return _training(run, step.iteration)
-    if step.stage in ("responses", "judgements"):
-        prompts = int(run.stage("prompts", step.iteration).summary["prompts"])
-        requests, tokens = prompts * recipe.responses.n, recipe.responses.max_tokens
-        if step.stage == "judgements":
-            requests, tokens = requests * recipe.judge.votes, recipe.judge.max_tokens
-        return COPIES * requests * (tokens * BYTES_A_TOKEN + BYTES_A_RECORD)
+    if step.stage in SAMPLED:
+        return int(run.stage("prompts", step.iteration).summary["prompts"]) * _of_a_prompt(recipe, step)
     return 0
+
+
+def _of_a_prompt(recipe: Recipe, step: Step) -> int:
+    """The most bytes that a stage which samples or judges writes for one prompt."""
+    n = recipe.responses.n
+    revised = n * (recipe.responses.principles is not None)
+    judged = n + revised + n * ("anchors" in names(recipe, step.iteration))
+    if step.stage == "meta":
+        assert recipe.meta is not None
+        return _bytes(recipe.meta, recipe.judge.votes * (recipe.judge.votes - 1))
+    if step.stage == "anchors":
+        return _bytes(recipe.responses, n)
+    if step.stage == "responses":
+        return _bytes(recipe.responses, n + 2 * revised * recipe.responses.revisions)
+    if step.stage == "lookahead":
+        return _bytes(recipe.responses, n) + _judging(recipe, judged + n)
+    return _judging(recipe, judged)
+
+
+def _judging(recipe: Recipe, num: int) -> int:
+    """The most bytes of all judgements of ``num`` responses to one prompt."""
+    seats: Sequence[JudgeSettings] = recipe.judge.members or [recipe.judge]
+    return sum(_bytes(seat, _calls(seat, num)) for seat in seats)
+
+
+def _calls(judge: JudgeSettings, num: int) -> int:
+    """How often a judge is asked about ``num`` responses; an answer of its own is one call more."""
+    own = int(judge.reference == "answer")
+    if judge.name == "pairwise":
+        meetings = num * (num - 1) // 2
+        if judge.pairwise.matches != "all":
+            meetings = min(meetings, judge.pairwise.rounds * (num // 2))
+        return own + 2 * meetings * judge.votes
+    if judge.name == "rubric" and not judge.rubric.together and judge.criteria is not None:
+        return own + num * judge.votes * len(read_criteria(judge.criteria))
+    return own + num * judge.votes
+
+
+def _bytes(settings: SamplingSettings, requests: int) -> int:
+    """The most bytes that the answers to some requests take."""
+    return COPIES * requests * (settings.max_tokens * BYTES_A_TOKEN + BYTES_A_RECORD)
 
 
 def _training(run: Run, iteration: int) -> int:

@@ -6,6 +6,7 @@ stage, and of every stage that reads it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,25 +15,53 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from selfreward.config import ModelSettings, Recipe
+from selfreward.config import Recipe
 from selfreward.durable import hash_of, json_hash
-from selfreward.plan import Step, inputs, makes_model, plan, reads_model
+from selfreward.plan import Step, inputs, makes_model, plan, reads_models, reference_of
+from selfreward.plan import names as plan_names
 from selfreward.recipe_file import submodel
+from selfreward.settings.engine import ModelSettings
+from selfreward.stages import TRAINING
 
 if TYPE_CHECKING:
     from selfreward.rundir import Run
 
 _SAMPLING = ("responses.temperature", "responses.top_p", "responses.max_tokens")
-_LABELS = ("seed_data", "judge.name", "judge.template", "judge.min_score", "judge.max_score")
+# Settings of a judge that decide how judging data is shown and labelled; the others decide how it is asked.
+EXAMPLE_SETTINGS = (
+    *("name", "template", "min_score", "max_score", "reference", "criteria", "members.count"),
+    *("expected.think", "pairwise.think", "pairwise.labels", "rubric.together"),
+)
 _READING = ("prompts.max_characters", "prompts.on_bad_line")
+_RULES = ("responses.on_empty", "responses.on_truncated", "responses.on_duplicate")
+_VOTES = ("seed", "model", "engine", "judge")
+_VOTING = ("judgements", "previous_judgements")
+# How judgements become a score, which their records know nothing of.
+_COMBINING = ("judge.combine", "judge.weight")
+# How judging data becomes judge prompts and labels.
+_LABELS = ("seed_data", *(f"judge.{name}" for name in EXAMPLE_SETTINGS))
+_TRAINING = ("seed", "model", *(f"training.{n}" for n in ("dpo", "lora", "rehearsal", "replay", "schedule")))
 # The settings that each stage reads, by name or by block. Those of the seed stage's training stand under "seed".
 SETTINGS: dict[str, tuple[str, ...]] = {
     "seed": ("seed", "model", "training.sft", *_LABELS),
     "prompts": ("prompts",),
-    "responses": ("seed", "model", "engine", "responses.n", *_SAMPLING),
-    "judgements": ("seed", "model", "engine", "judge"),
-    "pairs": ("model", "selection", "responses.on_empty", "responses.on_truncated", "responses.on_duplicate"),
-    "train": ("seed", "model", "training.dpo", "training.lora", "training.rehearsal"),
+    "anchors": ("seed", "model", "engine", "responses.n", *_SAMPLING),
+    "responses": (
+        *("seed", "model", "engine", "responses.n", "responses.principles", "responses.revisions"),
+        *_SAMPLING,
+    ),
+    "judgements": _VOTES,
+    "previous_judgements": _VOTES,
+    "implicit": ("model", "engine", "responses.max_tokens"),
+    "draft_pairs": ("seed", "model", "judge", "selection", *_RULES),
+    "draft_train": _TRAINING,
+    "lookahead": (*_VOTES, "responses.n", *_SAMPLING),
+    "pairs": ("seed", "model", "judge", "selection", *_RULES),
+    "meta": (
+        *("seed", "model", "engine", "meta"),
+        *("judge.template", "judge.reference", "judge.min_score", "judge.max_score"),
+    ),
+    "train": _TRAINING,
     "evaluate": ("seed", "model", "engine", "judge", "evaluation", *_SAMPLING, *_READING),
 }
 # Settings that touch no result: where and how a run works, not what it makes.
@@ -42,6 +71,11 @@ NO_RESULT = (
     "iterations",
     "launch",
     "tracking",
+    "health",
+    # They decide which stages there are, and which models and records a training reads: that is compared itself.
+    "training.reference",
+    "training.consistency",
+    "meta.iterations",
     # Whatever it names, the bytes tell.
     "model.revision",
     "judge.model.revision",
@@ -99,15 +133,25 @@ def reads(run: Run, step: Step) -> dict[str, Any]:
         ``stages``: the digest of each stage that it reads, by folder, or None while that is not finished.
     """
     names = SETTINGS["seed" if step == Step("train", 0) else step.stage]
-    if step.stage == "train" and run.recipe.training.rehearsal:
+    if step.stage in TRAINING and run.recipe.training.rehearsal:
         names += _LABELS
+    without = NO_RESULT + (_COMBINING if step.stage in _VOTING else ())
     settings = {
         key: _value(key, value, run.recipe)
         for key, value in _leaves(run.recipe)
-        if _within(key, names) and not _within(key, NO_RESULT) and not (key == "model.path" and _is_made(run, step))
+        if _within(key, names) and not _within(key, without) and not (key == "model.path" and _is_made(run, step))
     }
-    if step.stage == "pairs":
-        settings["training.dpo.max_length"] = run.recipe.training.dpo.get("max_length")
+    if step.stage in TRAINING and "previous_judgements" in plan_names(run.recipe, max(1, step.iteration)):
+        settings["training.consistency"] = run.recipe.training.consistency
+    if step.stage in TRAINING and step.iteration:
+        options = run.recipe.training.dpo_options(step.iteration)
+        settings["training.schedule"] = {name: options[name] for name in run.recipe.training.schedule}
+        # Where M1 is the recipe's own model, no stage makes it that could be compared.
+        settings["training.reference"] = f"M{reference_of(run.recipe, step.iteration)}"
+    if step.stage.endswith("pairs") or step.stage == "meta":
+        if step.stage != "meta":
+            settings["selection.length_rho"] = run.recipe.selection.rho(step.iteration)
+        settings["training.dpo.max_length"] = run.recipe.training.dpo_options(step.iteration).get("max_length")
     folders = [run.stage(s.stage, s.iteration) for s in inputs(run.recipe, step)]
     return {"settings": settings, "stages": {folder.name: folder.digest for folder in folders}}
 
@@ -118,15 +162,14 @@ def begins_with(step: Step, read: dict[str, Any]) -> dict[str, Any]:
     A request is found again by its whole text, so the records that it was made from are not part of it: they may
     still be on their way when judging begins. A training's checkpoints do depend on its pairs.
     """
-    if step.stage == "train":
+    if step.stage in TRAINING:
         return read
-    return {**read, "stages": {name: digest for name, digest in read["stages"].items() if name.endswith("/train")}}
+    return {**read, "stages": {name: digest for name, digest in read["stages"].items() if name.endswith("train")}}
 
 
 def _is_made(run: Run, step: Step) -> bool:
-    """Whether the model that the step loads, if any, was made by this run rather than named in its recipe."""
-    t = reads_model(step)
-    return t is None or makes_model(run.recipe, t) is not None
+    """Whether the models that the step loads, if any, were made by this run rather than named in its recipe."""
+    return all(makes_model(run.recipe, t) is not None for t in reads_models(run.recipe, step))
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
@@ -168,6 +211,11 @@ def _leaves(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Each setting by its dotted name; a block that may be missing is also a setting: whether it is there."""
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
+        if isinstance(value, list) and submodel(field) is not None:
+            yield f"{prefix}{name}.count", len(value)
+            for place, item in enumerate(value):
+                yield from _leaves(item, f"{prefix}{name}.{place}.")
+            continue
         if submodel(field) is None:
             yield prefix + name, value
             continue
@@ -177,15 +225,20 @@ def _leaves(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _within(key: str, names: tuple[str, ...]) -> bool:
+    # The settings of an ensemble's member are those of a judge.
+    names = names if "members" not in key else (*names, *(n.replace("judge.", "judge.members.") for n in names))
+    key = re.sub(r"\.members\.[0-9]+\.", ".members.", key)
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _value(key: str, value: Any, recipe: Recipe) -> Any:
     if key == "model.path":
         return model_hash(recipe.model)
-    if key == "judge.model.path":
-        assert recipe.judge.model is not None
-        return model_hash(recipe.judge.model)
+    if key.endswith("model.path"):
+        place = re.fullmatch(r"judge\.members\.([0-9]+)\..*", key)
+        judge = recipe.judge.members[int(place[1])] if place else recipe.judge
+        assert judge.model is not None
+        return model_hash(judge.model)
     if isinstance(value, Path):
         return f"sha256:{hash_of(value)}" if value.is_file() else MISSING
     if isinstance(value, dict):

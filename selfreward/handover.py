@@ -79,7 +79,7 @@ class Evidence:
 
 def read_probes(model_path: str) -> Probes | None:
     """The probes of a model that a run has trained, or None for any other model."""
-    path = Path(model_path).parent / "train" / "probes.json"
+    path = Path(model_path).with_name(Path(model_path).name.replace("model", "train")) / "probes.json"
     return Probes.read(path) if path.is_file() else None
 
 

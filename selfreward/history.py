@@ -17,6 +17,7 @@ from selfreward.lock import RunLock
 from selfreward.plan import Step, plan
 from selfreward.preflight import preflight
 from selfreward.rundir import MARKER, ORIGIN, RECIPE, Run, StageFolder, iteration_of, make_folder
+from selfreward.stages import NAMES, TRAINING
 
 
 def refuse_stale(run: Run) -> None:
@@ -104,23 +105,35 @@ def go_back(recipe: Recipe, iteration: int) -> Path | None:
 
 
 def remake(recipe: Recipe) -> Path | None:
-    """Sets the stages aside that the recipe would make otherwise, and no others.
+    """Sets the stages aside that the recipe would make otherwise, or not at all, and no others.
 
     Returns:
         The numbered folder that they are in; None if there are none.
     """
     with RunLock(make_folder(recipe)):
         run = Run(make_folder(recipe), recipe)
-        folders = [run.stage(step.stage, step.iteration) for step in reversed(list(stale(run)))]
+        unwanted = {*stale(run), *_left_over(run)}
+        last_first = sorted(unwanted, key=lambda step: (step.iteration, NAMES.index(step.stage)), reverse=True)
+        folders = [run.stage(step.stage, step.iteration) for step in last_first]
         names = [name for folder in folders for name in _with_model(folder)]
         aside = run.set_aside(names, "made otherwise by an edited recipe") if names else None
         write_sealed(run.path / RECIPE, recipe.model_dump(mode="json"))
     return aside
 
 
+def _left_over(run: Run) -> Iterator[Step]:
+    """The finished stages that the recipe no longer has, in the iterations that it holds for."""
+    steps = set(plan(run.recipe))
+    for iteration in range(run.settled, run.recipe.iterations + 1):
+        for name in NAMES:
+            step = Step(name, iteration)
+            if step not in steps and run.stage(name, iteration).done:
+                yield step
+
+
 def _with_model(folder: StageFolder) -> list[str]:
     """A training's folder, and that of its model; the one with the marker first."""
-    return [folder.name, folder.name.replace("train", "model")] if folder.path.name == "train" else [folder.name]
+    return [folder.name, folder.name.replace("train", "model")] if folder.path.name in TRAINING else [folder.name]
 
 
 def _refuse_another_past(before: Recipe, after: Recipe) -> None:

@@ -10,6 +10,7 @@ from selfreward import disk, stages
 from selfreward.config import Recipe
 from selfreward.environment import record_environment
 from selfreward.errors import Stopped
+from selfreward.evaluation import health
 from selfreward.launchers import launch_training
 from selfreward.lock import RunLock
 from selfreward.plan import Step, inputs, plan
@@ -55,6 +56,7 @@ def _go_through(run: Run) -> None:
             if (step.iteration, step.stage) not in logged:
                 # It was killed between its marker and its log, or a fork brought it along.
                 run.log({"iteration": step.iteration, "stage": step.stage, **folder.summary})
+            health.require(run, step, folder.summary)
     with Engines(run) as engines, Trackers(run) as trackers:
         for step, folder in steps.items():
             if not folder.done:
@@ -64,10 +66,10 @@ def _go_through(run: Run) -> None:
 
 def perform(run: Run, step: Step, engines: Engines) -> list[tuple[Step, Summary]]:
     """Performs one step, training where the recipe says so; judging by the same model goes along with sampling."""
-    if step.stage == "train":
+    if step.stage in stages.TRAINING:
         engines.make_room()
-        if launch_training(run, step.iteration):
-            return [(step, run.stage("train", step.iteration).summary)]
+        if launch_training(run, step):
+            return [(step, run.stage(step.stage, step.iteration).summary)]
     judging = Step("judgements", step.iteration)
     if step.stage == "responses" and engines.judges_itself and not run.stage("judgements", step.iteration).done:
         return perform_together(run, step, judging, engines)
@@ -101,7 +103,7 @@ def perform_here(run: Run, step: Step, engines: Engines) -> Summary:
     unfinished = [s for s in inputs(run.recipe, step) if not run.stage(s.stage, s.iteration).done]
     if unfinished:
         raise ValueError(f"{step} comes after {unfinished[0]}, which is not finished")
-    if step.stage != "train" and os.environ.get("WORLD_SIZE", "1") != "1":
+    if step.stage not in stages.TRAINING and os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError(f"{step} can't be shared by {os.environ['WORLD_SIZE']} ranks: launch train alone that way")
     first = os.environ.get("RANK", "0") == "0"
     if first:
@@ -126,6 +128,7 @@ def _commit(run: Run, step: Step, summary: Summary) -> None:
     run.commit(step, summary)
     run.log({"iteration": step.iteration, "stage": step.stage, **summary})
     console.print(f"  {_words(summary)}", soft_wrap=True)
+    health.watch(run, step, summary)
 
 
 def _words(summary: Summary) -> str:

@@ -26,12 +26,33 @@ class Step:
 def plan(recipe: Recipe) -> list[Step]:
     """Every step of a run in its order."""
     steps = [Step("train", 0)] if recipe.seed_data is not None else []
-    evaluated = recipe.evaluation.prompts is not None or recipe.evaluation.judging is not None
-    steps += [Step("evaluate", 0)] if evaluated else []
+    steps += [Step("evaluate", 0)] if _is_evaluated(recipe) else []
     for iteration in range(1, recipe.iterations + 1):
-        names = [name for name in stages.NAMES if name != "evaluate" or evaluated]
-        steps += [Step(name, iteration) for name in names]
+        steps += [Step(name, iteration) for name in names(recipe, iteration)]
     return steps
+
+
+def names(recipe: Recipe, iteration: int) -> list[str]:
+    """The stages of an iteration from 1 on, in their order.
+
+    What compares M_t with a model of the loop before it begins with iteration 2: M0 may never have seen a chat.
+    """
+    selection, meta, later = recipe.selection, recipe.meta, iteration > 1
+    wanted = {
+        "anchors": selection.anchored and later,
+        "previous_judgements": recipe.training.consistency != "none" and later,
+        "implicit": selection.implicit_agreement and later,
+        "draft_pairs": selection.lookahead,
+        "draft_train": selection.lookahead,
+        "lookahead": selection.lookahead,
+        "meta": meta is not None and iteration in meta.iterations,
+        "evaluate": _is_evaluated(recipe),
+    }
+    return [name for name in stages.NAMES if wanted.get(name, True)]
+
+
+def _is_evaluated(recipe: Recipe) -> bool:
+    return recipe.evaluation.prompts is not None or recipe.evaluation.judging is not None
 
 
 def find_step(recipe: Recipe, stage: str, iteration: int) -> Step:
@@ -49,29 +70,54 @@ def makes_model(recipe: Recipe, t: int) -> Step | None:
     return None if t == 0 or (t == 1 and recipe.seed_data is None) else Step("train", t - 1)
 
 
-# The stages of the same iteration whose records a stage reads.
+def reference_of(recipe: Recipe, iteration: int) -> int:
+    """The t of the M_t that is the reference model of an iteration's DPO."""
+    kind, _, number = recipe.training.reference.partition(":")
+    if kind == "seed":
+        return min(1, iteration)  # the seed stage itself trains from M0
+    return int(number) + 1 if number and int(number) < iteration else iteration
+
+
+_JUDGED = ("prompts", "anchors", "responses")
+_SELECTS = (*_JUDGED, "judgements", "previous_judgements", "implicit")
+# The stages of the same iteration whose records a stage reads, as far as the recipe has them.
 _READS = {
     "prompts": (),
+    "anchors": ("prompts",),
     "responses": ("prompts",),
-    "judgements": ("prompts", "responses"),
-    "pairs": ("prompts", "responses", "judgements"),
-    "train": ("pairs",),
+    "judgements": _JUDGED,
+    "previous_judgements": _JUDGED,
+    "implicit": ("prompts", "responses"),
+    "draft_pairs": _SELECTS,
+    "draft_train": ("draft_pairs",),
+    "lookahead": ("prompts", "draft_train"),
+    "pairs": (*_SELECTS, "lookahead"),
+    "meta": ("prompts", "responses", "judgements"),
+    "train": ("pairs", "meta"),
     "evaluate": (),
 }
 
 
-def reads_model(step: Step) -> int | None:
-    """The t of the M_t that a step loads, or None."""
-    if step.stage == "prompts":
-        return None
-    return step.iteration + 1 if step.stage == "evaluate" else step.iteration
+def reads_models(recipe: Recipe, step: Step) -> list[int]:
+    """The t of each M_t that a step loads."""
+    t = step.iteration
+    return {
+        "prompts": [],
+        "anchors": [1],
+        "previous_judgements": [t - 1],
+        "implicit": [t - 1, t],
+        "evaluate": [t + 1],
+        **dict.fromkeys(stages.TRAINING, sorted({reference_of(recipe, t), t})),
+    }.get(step.stage, [t])
 
 
 def inputs(recipe: Recipe, step: Step) -> list[Step]:
-    """The steps whose results a step reads itself, its model's training among them."""
-    found = [Step(name, step.iteration) for name in _READS[step.stage]] if step.iteration else []
-    if (t := reads_model(step)) is not None and (maker := makes_model(recipe, t)) is not None:
-        found.append(maker)
-    if step.stage == "evaluate" and step.iteration:
+    """The steps whose results a step reads itself, the training of its models among them."""
+    t = step.iteration
+    found = [Step(n, t) for n in names(recipe, t) if n in _READS[step.stage]] if t else []
+    found += [maker for m in reads_models(recipe, step) if (maker := makes_model(recipe, m)) is not None]
+    if step.stage in stages.TRAINING and recipe.training.replay:
+        found += [Step("pairs", earlier) for earlier in range(1, t)]
+    if step.stage == "evaluate" and t:
         found.append(Step("evaluate", 0))
     return found

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from selfreward import registry, upstream
-from selfreward.config import ModelSettings, Recipe
-from selfreward.judges.load import load_judge
+from selfreward.config import Recipe
+from selfreward.judges import Panel, Seat
+from selfreward.judges.constitutional import Constitution
+from selfreward.judges.expected import labels
 from selfreward.plan import Step, plan
 from selfreward.prompts.dataset import read_demonstrations, read_graded, read_held_out, read_prompts
+from selfreward.settings.engine import ModelSettings
+from selfreward.settings.judge import SelectionSettings
 
 
 def preflight(recipe: Recipe) -> None:
@@ -21,29 +25,38 @@ def preflight(recipe: Recipe) -> None:
         ValueError: a name that nothing is registered under, a template without its places, a bad line in a
             data file, or a local model without config, weights or chat template.
     """
-    for engine in (recipe.engine, recipe.judge.engine):
+    judges = (recipe.judge, *recipe.judge.members)
+    for engine in (recipe.engine, *(judge.engine for judge in judges)):
         if engine is not None:
             registry.locate(engine.name, registry.ENGINES, "engine")
     registry.load(recipe.selection.name, registry.SELECTORS, "selector")
     if recipe.evaluation.scorer is not None:
         registry.load(recipe.evaluation.scorer, {}, "scorer")
-    load_judge(recipe)
+    panel = Panel(recipe.judge)
+    if recipe.meta is not None:
+        from selfreward.judges.meta import MetaJudge
+
+        MetaJudge(recipe.meta, recipe.judge)
+    if recipe.responses.principles is not None:
+        Constitution(recipe.responses)
     registry.load(recipe.prompts.source, registry.PROMPT_SOURCES, "prompt source")(recipe.prompts).prompts(1)
     if recipe.seed_data is not None:
         read_demonstrations(recipe.seed_data.ift)
-        read_graded(recipe.seed_data.eft)
+        panel.examples(read_graded(recipe.seed_data.eft))
     if recipe.evaluation.prompts is not None:
         read_held_out(recipe)
     if recipe.evaluation.judging is not None:
-        read_graded(recipe.evaluation.judging)
+        labels(read_graded(recipe.evaluation.judging), recipe.judge)
     _check_model("model", recipe.model)
-    if recipe.judge.model is not None:
-        _check_model("judge.model", recipe.judge.model)
+    for judge in judges:
+        if judge.model is not None:
+            _check_model("judge.model", judge.model)
 
 
 def require_engine(recipe: Recipe) -> None:
     """Refuses to start a run whose engine is not installed, which would come out after the seed stage only."""
-    names = {engine.name for engine in (recipe.engine, recipe.judge.engine) if engine is not None}
+    judges = (recipe.judge, *recipe.judge.members)
+    names = {engine.name for engine in (recipe.engine, *(judge.engine for judge in judges)) if engine is not None}
     if "vllm" in names and importlib.util.find_spec("vllm") is None:
         raise ValueError(
             'engine.name is vllm, which is not installed. Install it (pip install "selfreward[vllm]"), '
@@ -99,17 +112,15 @@ def describe(recipe: Recipe) -> str:
         lines.append(f"seed       SFT on {recipe.seed_data.ift.name} and {recipe.seed_data.eft.name} makes M1")
     responses, judge = recipe.responses, recipe.judge
     num = recipe.prompts.num or len(read_prompts(recipe.prompts)[0])
-    own = judge.engine is None and judge.model is None
     lines += [
         f"loop       {recipe.iterations} iterations: M1 to M{recipe.iterations + 1}",
         f"prompts    {num} an iteration, from {recipe.prompts.source}",
         f"responses  {responses.n} a prompt by M_t on {recipe.engine.name}, temperature {responses.temperature}, "
         f"top_p {responses.top_p}: {num * responses.n} an iteration",
-        f"judge      {judge.name}, {judge.votes} votes by {'M_t itself' if own else 'another model'}: "
-        f"{num * responses.n * judge.votes} judgements an iteration",
-        f"pairs      {recipe.selection.name}",
-        f"train      DPO with a fresh LoRA on M_t; the reference is M_t (previous model); "
-        f"{_options(recipe.training.dpo)}",
+        *(f"judge      {_judge(seat, num * responses.n)}" for seat in Panel(judge).seats),
+        *([f"combined   by {judge.combine}"] if judge.members else []),
+        f"pairs      {_selection(recipe.selection)}",
+        f"train      {'; '.join(_training(recipe))}",
         "merge      in float32, one cast to the model's dtype: M_{t+1}",
         f"steps      {_steps(plan(recipe))}",
     ]
@@ -117,6 +128,53 @@ def describe(recipe: Recipe) -> str:
     if missing:
         lines.append(f"not checked: the options of {', '.join(missing)}, which is not installed here")
     return "\n".join(lines)
+
+
+def _judge(seat: Seat, num: int) -> str:
+    settings = seat.settings
+    if settings.name == "verifier":
+        return f"{seat.name}, RUNNING {settings.verifier.function} on what the model writes, in no sandbox"
+    by = "M_t itself" if seat.is_policy else settings.model.path if settings.model else "another engine"
+    beside = {"none": "", "answer": ", beside an answer of its own", "prompt": ", beside the prompt's reference"}
+    asked = f", {settings.votes} votes" if seat.writes else ""
+    if settings.name == "additive":
+        asked += f": {num * settings.votes} judgements an iteration"
+    return f"{seat.name} by {by}{beside[settings.reference]}{asked}"
+
+
+def _selection(settings: SelectionSettings) -> str:
+    extras = {
+        "from iteration 2 on rejected from M1 where that is worse": settings.anchored,
+        "chosen from a draft of M_{t+1} where that is better": settings.lookahead,
+        "only where the implicit reward agrees": settings.implicit_agreement,
+        f"margin {settings.min_margin:g} at least": settings.min_margin,
+    }
+    return ", ".join([settings.name, *(words for words, on in extras.items() if on)])
+
+
+def _training(recipe: Recipe) -> Iterator[str]:
+    """What an iteration trains on, and how."""
+    training = recipe.training
+    yield "DPO with a fresh LoRA on M_t"
+    yield f"the reference is {_reference(recipe)}"
+    yield _options(training.dpo)
+    for name, values in training.schedule.items():
+        yield f"{name} by iteration {', '.join(map(str, values))}"
+    if training.consistency != "none":
+        yield f"from iteration 2 on a {training.consistency} counts as far as M_{{t-1}} agrees"
+    if training.replay:
+        yield f"{training.replay:g} earlier pairs for each new one"
+    if training.rehearsal:
+        yield f"{training.rehearsal:g} judging examples for each pair"
+
+
+def _reference(recipe: Recipe) -> str:
+    kind, _, number = recipe.training.reference.partition(":")
+    if kind == "previous":
+        return "M_t (previous model)"
+    name = "M1 (seed)" if kind == "seed" else f"M{int(number) + 1} from iteration {int(number) + 1} on, M_t before"
+    first = recipe.training.dpo.get("precompute_ref_log_probs")
+    return f"{name}, a second model in memory{' before the first step' if first else ''}"
 
 
 def _options(options: dict[str, object]) -> str:

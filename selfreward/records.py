@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 Message = dict[str, str]
+Preference = Literal["first", "second", "tie"]
 FinishReason = Literal["stop", "length", "prompt_too_long"]
 
 
@@ -49,7 +50,9 @@ class Record:
         """
         data = json.loads(line)
         names = {f.name for f in fields(cls)}
-        if not isinstance(data, dict) or set(data) != names:
+        # A run of an older version lacks the fields that came later, all of which have defaults.
+        needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+        if not isinstance(data, dict) or not needed <= set(data) <= names:
             raise ValueError(f"not a {cls.__name__}: {line[:200]}")
         return cls(**data)
 
@@ -81,7 +84,10 @@ class Prompt(Record):
 
 @dataclass(frozen=True)
 class Response(Record):
-    """One of the N responses to a prompt; ``seed`` is its request's own."""
+    """One of the N responses to a prompt; ``seed`` is its request's own.
+
+    A revision names the response that it ``revises``, and the principle and critique that led to it.
+    """
 
     id: str
     prompt_id: str
@@ -91,11 +97,20 @@ class Response(Record):
     num_tokens: int
     seed: int
     model: str
+    revises: str | None = None
+    principle: str | None = None
+    critique: str | None = None
 
 
 @dataclass(frozen=True)
 class Judgement(Record):
-    """One judge call. A judgement has a score or an error, never both: unscored is a value, not a number."""
+    """One judge call: a score, a preference or an error, and never two of them. Unscored is a value, not a number.
+
+    ``subject_ids`` names the response that was scored, or the two that were compared in the order in which the judge
+    saw them; the meta-judge compares judgements. ``preference`` is one of the two places, or a tie. ``aspect`` is the
+    criterion, where there are several. ``figures`` are what else was measured, such as the probability that was not
+    on any score. ``reference`` is the answer that the judge was shown beside, if any.
+    """
 
     id: str
     prompt_id: str
@@ -108,14 +123,23 @@ class Judgement(Record):
     num_tokens: int
     seed: int
     model: str
+    preference: Preference | None = None
+    aspect: str | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    reference: str | None = None
 
     def __post_init__(self) -> None:
-        assert (self.score is None) != (self.error is None), "a judgement is a score or an error"
+        given = [value for value in (self.score, self.error, self.preference) if value is not None]
+        assert len(given) == 1, "a judgement is a score, a preference or an error"
 
 
 @dataclass(frozen=True)
 class PreferencePair(Record):
-    """A pair in TRL's conversational format, with where it came from."""
+    """A pair in TRL's conversational format, with where it came from.
+
+    ``consistency`` is how far M_t and M_{t-1} rank the prompt's responses alike, from 0 to 1, where that is asked.
+    A judge pair's two ids are those of judgements, and its scores the meta-judge's.
+    """
 
     id: str
     prompt_id: str
@@ -126,6 +150,7 @@ class PreferencePair(Record):
     rejected_id: str
     score_chosen: float
     score_rejected: float
+    consistency: float | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +159,18 @@ class Rejection(Record):
 
     prompt_id: str
     reason: str
+
+
+@dataclass(frozen=True)
+class ImplicitReward(Record):
+    """The log-probabilities, in nats, of a response under M_t and M_{t-1}; their difference is its implicit reward.
+
+    Both are None for a response that does not fit, or where the engine can't tell.
+    """
+
+    response_id: str
+    logprob: float | None
+    previous_logprob: float | None
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ from selfreward.plan import Step, inputs, makes_model
 from selfreward.progress import console
 from selfreward.records import (
     Agreement,
+    ImplicitReward,
     Judgement,
     Measurement,
     PreferencePair,
@@ -54,6 +55,7 @@ from selfreward.records import (
     Response,
     read_records,
 )
+from selfreward.stages import TRAINING
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,6 +70,13 @@ RECORDS: dict[str, tuple[str, str, type[Record]]] = {
     "prompts": ("prompts", "records.jsonl", Prompt),
     "responses": ("responses", "records.jsonl", Response),
     "judgements": ("judgements", "records.jsonl", Judgement),
+    "anchors": ("anchors", "records.jsonl", Response),
+    "previous_judgements": ("previous_judgements", "records.jsonl", Judgement),
+    "implicit": ("implicit", "records.jsonl", ImplicitReward),
+    "lookahead": ("lookahead", "responses.jsonl", Response),
+    "lookahead_judgements": ("lookahead", "judgements.jsonl", Judgement),
+    "meta": ("meta", "records.jsonl", Judgement),
+    "judge_pairs": ("meta", "pairs.jsonl", PreferencePair),
     "pairs": ("pairs", "records.jsonl", PreferencePair),
     "rejections": ("pairs", "rejections.jsonl", Rejection),
     "measurements": ("evaluate", "records.jsonl", Measurement),
@@ -186,7 +195,8 @@ class StageFolder:
 
     def files(self) -> list[Path]:
         """All files of the stage's result; a training's model stands beside its own folder."""
-        folders = [self.path, self.path.with_name("model")] if self.path.name == "train" else [self.path]
+        model = self.path.with_name(self.path.name.replace("train", "model"))
+        folders = [self.path, model] if self.path.name in TRAINING else [self.path]
         found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
         return sorted(path for path in found if not self._is_passing(path))
 
@@ -214,9 +224,14 @@ class Run:
     Iteration 0 is the seed stage; the model that iteration t samples from is M_t.
     """
 
-    def __init__(self, path: Path, recipe: Recipe) -> None:
+    def __init__(self, path: Path, recipe: Recipe, draft: bool = False) -> None:
         self.path = path
         self.recipe = recipe
+        self.draft = draft
+
+    def drafting(self) -> Run:
+        """The same run, whose pairs, training and model are those of the draft of M_{t+1}."""
+        return Run(self.path, self.recipe, draft=True)
 
     @classmethod
     def create(cls, recipe: Recipe) -> Run:
@@ -227,7 +242,8 @@ class Run:
         """
         from selfreward.history import refuse_stale
 
-        for settings in filter(None, (recipe.model, recipe.judge.model)):
+        others = [judge.model for judge in (recipe.judge, *recipe.judge.members)]
+        for settings in filter(None, (recipe.model, *others)):
             fetch(settings)
         path = make_folder(recipe)
         run = cls(path, recipe)
@@ -264,6 +280,8 @@ class Run:
 
     def stage(self, name: str, iteration: int) -> StageFolder:
         """The folder of a stage; iteration 0 is the seed."""
+        if self.draft and name in ("pairs", "train", "model"):
+            name = f"draft_{name}"
         return StageFolder(self.path, f"{iteration_folder(iteration)}/{name}")
 
     def begin(self, step: Step) -> None:
@@ -323,7 +341,9 @@ class Run:
     def model_path(self, t: int) -> str:
         """Where M_t is: M1 is the seed stage's model, or the recipe's where it has no seed data."""
         maker = makes_model(self.recipe, t)
-        return self.recipe.model.path if maker is None else str(self.stage("model", maker.iteration).path)
+        if maker is None:
+            return self.recipe.model.path
+        return str(self.path / iteration_folder(maker.iteration) / "model")
 
     def model_name(self, path: str) -> str:
         """A model's name in records, which don't depend on where models and runs are.
@@ -345,7 +365,7 @@ class Run:
         """The records of a finished stage as a ``datasets.Dataset``.
 
         Args:
-            name: prompts, responses, judgements, pairs, rejections, measurements or agreement.
+            name: one of ``RECORDS``, such as responses, judgements or pairs.
             iteration: 0 is the seed.
 
         Raises:

@@ -9,18 +9,16 @@ from typing import Any
 
 from selfreward.durable import is_whole_line, read_sealed
 from selfreward.errors import Damaged
-from selfreward.judges import mean_scores
-from selfreward.records import Judgement, PreferencePair, Prompt, Rejection, Response, content_id, derive_seed
-from selfreward.rundir import MARKER, METRICS, ORIGIN, RECIPE, Run, StageFolder, iteration_folder, iteration_of
-
-LINKED = ("prompts", "responses", "judgements", "pairs")
+from selfreward.links import Links, is_whole
+from selfreward.rundir import MARKER, METRICS, ORIGIN, RECIPE, Run, StageFolder, iteration_of
 
 
 @dataclass
 class Report:
-    """What was checked, and what is not right."""
+    """What was checked, what is not right, and of which iterations the scores could not be counted again."""
 
     problems: list[str] = field(default_factory=list)
+    unproved: list[str] = field(default_factory=list)
     files: int = 0
     size: int = 0
     stages: int = 0
@@ -29,7 +27,9 @@ class Report:
     @property
     def summary(self) -> str:
         state = f"{len(self.problems)} problems" if self.problems else "all as the run wrote it"
-        return f"{self.stages} stages, {self.files} files ({self.size:,} bytes), {self.pairs} pairs: {state}"
+        notes = [f"the scores of {text}" for text in self.unproved]
+        figures = f"{self.stages} stages, {self.files} files ({self.size:,} bytes), {self.pairs} pairs"
+        return "; ".join([f"{figures}: {state}", *notes])
 
 
 def verify(path: Path) -> Report:
@@ -52,9 +52,19 @@ def verify(path: Path) -> Report:
     whole = [folder for folder in folders if _check_stage(run, folder, report)]
     names = {str(folder.relative_to(run.path)) for folder in whole}
     for iteration in sorted({iteration_of(name) for name in names}):
-        if all(f"{iteration_folder(iteration)}/{stage}" in names for stage in LINKED):
-            report.problems += _links(run, iteration, report)
+        _check_links(run, iteration, names, report)
     return report
+
+
+def _check_links(run: Run, iteration: int, whole: set[str], report: Report) -> None:
+    """Adds which records of an iteration don't follow from others, if all that they come from is whole."""
+    if not is_whole(run, iteration, whole):
+        return
+    links = Links(run, iteration, whole)
+    report.problems += links.problems()
+    report.pairs += len(links.pairs)
+    if links.unproved:
+        report.unproved.append(f"iteration {iteration} were not counted again: {links.unproved}")
 
 
 def _loose_files(root: Path) -> Iterator[str]:
@@ -104,49 +114,3 @@ def _broken_chain(folder: StageFolder, marker: dict[str, Any]) -> Iterator[str]:
             continue  # told where that stage itself is checked
         if not same:
             yield f"{folder.path} was made from another {name} than the one that is there"
-
-
-def _links(run: Run, iteration: int, report: Report) -> Iterator[str]:
-    """Follows every record of an iteration back to what it was made from."""
-    where = f"iteration {iteration}"
-    prompts = {p.id: p for p in run.records("prompts", iteration, Prompt)}
-    responses = {r.id: r for r in run.records("responses", iteration, Response)}
-    judgements = run.records("judgements", iteration, Judgement)
-    pairs = run.records("pairs", iteration, PreferencePair)
-    report.pairs += len(pairs)
-    model = run.model_name(run.model_path(iteration))
-    seed = run.stage("responses", iteration).marker["reads"]["settings"]["seed"]
-    for prompt in prompts.values():
-        if prompt.id != content_id("prompt", prompt.messages):
-            yield f"{where}: prompt {prompt.id} has another id than its messages"
-    for r in responses.values():
-        if r.id != content_id("response", r.prompt_id, r.k, r.seed, r.text) or r.prompt_id not in prompts:
-            yield f"{where}: response {r.id} does not belong to its text and prompt"
-        if r.seed != derive_seed(seed, iteration, r.prompt_id, r.k) or r.model != model:
-            yield f"{where}: response {r.id} has another seed or model than the run's"
-    for j in judgements:
-        if j.prompt_id not in prompts or not set(j.subject_ids) <= set(responses):
-            yield f"{where}: judgement {j.id} judges nothing of this iteration"
-    scores = mean_scores(judgements)
-    for pair in pairs:
-        if not _is_linked(pair, prompts, responses, scores):
-            yield f"{where}: pair {pair.id} does not follow from its prompt, responses and judgements"
-    ended = {pair.prompt_id for pair in pairs} | {x.prompt_id for x in run.records("rejections", iteration, Rejection)}
-    if ended != set(prompts):
-        yield f"{where}: {len(ended ^ set(prompts))} prompts are neither a pair nor a rejection"
-
-
-def _is_linked(
-    pair: PreferencePair, prompts: dict[str, Prompt], responses: dict[str, Response], scores: dict[str, float]
-) -> bool:
-    chosen, rejected = responses.get(pair.chosen_id), responses.get(pair.rejected_id)
-    return (
-        pair.id == content_id("pair", pair.chosen_id, pair.rejected_id)
-        and pair.prompt_id in prompts
-        and pair.prompt == prompts[pair.prompt_id].messages
-        and chosen is not None
-        and rejected is not None
-        and chosen.prompt_id == rejected.prompt_id == pair.prompt_id
-        and [pair.chosen[-1]["content"], pair.rejected[-1]["content"]] == [chosen.text, rejected.text]
-        and [pair.score_chosen, pair.score_rejected] == [scores.get(chosen.id), scores.get(rejected.id)]
-    )

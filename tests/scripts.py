@@ -62,5 +62,5 @@ class Broken(ScriptedEngine):
 class AnyText(AdditiveJudge):
     """Takes any text for a score: for models with random weights, which never write one."""
 
-    def parse(self, text: str) -> tuple[float | None, str | None]:
+    def parse(self, text: str, cut: bool = False) -> tuple[float | None, str | None]:
         return float(len(text) % 6), None

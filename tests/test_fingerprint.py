@@ -12,11 +12,16 @@ from safetensors.torch import load_file, save_file
 
 import selfreward
 from selfreward import upstream
-from selfreward.config import ModelSettings, Recipe
-from selfreward.fingerprint import NO_RESULT, NO_RESULT_OPTIONS, SETTINGS, fetch, model_hash, stale
+from selfreward.config import Recipe
+from selfreward.fingerprint import NO_RESULT, NO_RESULT_OPTIONS, SETTINGS, fetch, model_hash, reads, stale
+from selfreward.plan import Step
 from selfreward.recipe_file import submodel
 from selfreward.rundir import Run
+from selfreward.settings.engine import ModelSettings
 
+JUDGE_READERS = {"judgements/1", "pairs/1", "evaluate/0"}
+ALL_READERS = {"train/0", *JUDGE_READERS}
+SCORE_READERS = JUDGE_READERS - {"judgements/1"}
 SEED = ["train/0"]
 MADE = [f"{stage}/{t}" for t in (1, 2) for stage in ("responses", "judgements", "pairs", "train")]
 EVALUATED = [f"evaluate/{t}" for t in (0, 1, 2)]
@@ -105,7 +110,21 @@ EDITS: dict[str, tuple[str, set[str]]] = {
     "judge.top_p": ("0.5", {*after("judgements"), *EVALUATED}),
     "judge.max_tokens": ("8", {*after("judgements"), *EVALUATED}),
     "judge.min_parse_rate": ("0.1", set()),
+    "judge.reference": ("answer", {*SEED, *MADE, *EVALUATED}),
     "selection.name": ("selfreward.selection:best_worst", after("pairs")),
+    "selection.min_margin": ("0.5", after("pairs")),
+    "selection.top": ("3", after("pairs")),
+    "selection.bottom": ("3", after("pairs")),
+    "selection.length_rho": ("[0.0, 0.2]", {"pairs/2", "train/2", "evaluate/2"}),
+    "selection.max_per_prompt": ("1", after("pairs")),
+    "selection.max_per_source": ("1", after("pairs")),
+    # What begins with iteration 2 leaves iteration 1 as it was, but for settings that decide what a pair is.
+    "selection.anchored": ("true", after("pairs")),
+    "selection.implicit_agreement": ("true", after("pairs")),
+    "selection.lookahead": ("true", after("pairs")),
+    "training.reference": ("seed", {"train/2", "evaluate/2"}),
+    "training.consistency": ("pair", {"pairs/2", "train/2", "evaluate/2"}),
+    "training.replay": ("0.5", after("train")),
     "training.rehearsal": ("0.5", after("train")),
     "engine.name": ("transformers", {*after("responses"), *EVALUATED}),
     "engine.max_in_flight": ("7", set()),
@@ -114,6 +133,12 @@ EDITS: dict[str, tuple[str, set[str]]] = {
     "engine.transformers.batch_size": ("7", set()),
     "evaluation.n": ("3", set(EVALUATED)),
     "evaluation.scorer": ("selfreward.tiny.world:gold", set(EVALUATED)),
+    "evaluation.canaries": ("2", set(EVALUATED)),
+    "health.action": ("halt", set()),
+    "health.max_length_ratio": ("7.5", set()),
+    "health.min_distinct": ("0.3", set()),
+    "health.max_tied": ("0.3", set()),
+    "health.max_canary_rate": ("0.3", set()),
     "launch.train": ("process", set()),
     "launch.keep_engine": ("false", set()),
     "launch.grace": ("7", set()),
@@ -135,6 +160,26 @@ TOGETHER: dict[str, tuple[list[str], set[str]]] = {
         ["judge.engine.name=openai", "judge.engine.openai.base_url=http://localhost/v1", "judge.engine.openai.model=m"],
         {*after("judgements"), *EVALUATED},
     ),
+    "responses.principles": (
+        ["responses.principles={folder}/judge.txt"],
+        after("responses"),
+    ),
+    "responses.revisions": (
+        ["responses.principles={folder}/judge.txt", "responses.revisions=2"],
+        after("responses"),
+    ),
+    "selection.pass_score": (
+        ["selection.name=correct_incorrect", "selection.pass_score=4"],
+        after("pairs"),
+    ),
+    "training.schedule": (
+        ["training.schedule={{beta: [0.1, 0.2]}}"],
+        after("train"),
+    ),
+    "meta": (
+        ["judge.votes=2", "meta={{max_tokens: 8}}"],
+        {*after("judgements"), *EVALUATED},
+    ),
     "judge.model": (
         ["judge.model.path={folder}/model"],
         {*after("judgements"), *EVALUATED},
@@ -144,6 +189,46 @@ TOGETHER: dict[str, tuple[list[str], set[str]]] = {
         after("train"),
     ),
 }
+ENSEMBLE = ["judge.name=ensemble", "judge.template=null", "judge.members=[{{name: yes_no}}]"]
+# Settings of one judge: the recipe that has it, an edit, and the stages that read something else then.
+OF_A_JUDGE: dict[str, tuple[list[str], str, set[str]]] = {
+    "judge.criteria": (["judge.name=rubric", "judge.criteria={folder}/judge.txt"], "{folder}/chat.jinja", ALL_READERS),
+    "judge.expected.think": (["judge.name=expected_score"], "false", ALL_READERS),
+    "judge.pairwise.matches": (["judge.name=pairwise"], "swiss", JUDGE_READERS),
+    "judge.pairwise.rounds": (["judge.name=pairwise"], "7", JUDGE_READERS),
+    "judge.pairwise.disagreement": (["judge.name=pairwise"], "drop", JUDGE_READERS),
+    "judge.pairwise.think": (["judge.name=pairwise"], "false", ALL_READERS),
+    "judge.pairwise.labels": (["judge.name=pairwise"], "[one, two]", ALL_READERS),
+    "judge.rubric.together": (["judge.name=rubric", "judge.criteria={folder}/judge.txt"], "true", ALL_READERS),
+    "judge.verifier.function": (["judge.name=verifier"], "regex", JUDGE_READERS),
+    "judge.verifier.options": (["judge.name=verifier"], "{{pattern: a}}", JUDGE_READERS),
+    "judge.combine": (
+        ENSEMBLE,
+        "rank",
+        SCORE_READERS,
+    ),
+    "judge.members": (
+        ENSEMBLE,
+        "[{{name: pairwise}}]",
+        ALL_READERS,
+    ),
+    # Of a member: how it is asked, and where.
+    "judge.members.votes": (
+        ["judge.name=ensemble", "judge.template=null", "judge.members=[{{name: additive}}]"],
+        "[{{name: additive, votes: 2}}]",
+        JUDGE_READERS,
+    ),
+    "judge.members.weight": (
+        ENSEMBLE,
+        "[{{name: yes_no, weight: 2.0}}]",
+        SCORE_READERS,
+    ),
+    "judge.members.parse_rate": (
+        ["judge.name=ensemble", "judge.template=null", "judge.members=[{{name: additive}}]"],
+        "[{{name: additive, min_parse_rate: 0.1}}]",
+        set(),
+    ),
+}
 # Files and options have tests of their own below.
 ELSEWHERE = {
     *("model.path", "prompts.path", "seed_data.ift", "seed_data.eft", "evaluation.prompts", "evaluation.judging"),
@@ -151,18 +236,22 @@ ELSEWHERE = {
 }
 
 
+WHOLE = ("engine.openai", "judge.engine", "judge.model", "judge.members", "meta")
+
+
 def names(model: type = Recipe, prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         inner = submodel(field)
-        whole_block = inner is None or prefix + name in ("engine.openai", "judge.engine", "judge.model", "seed_data")
+        whole_block = inner is None or prefix + name in (*WHOLE, "seed_data")
         if whole_block:
             yield prefix + name
-        if inner is not None and prefix + name not in ("engine.openai", "judge.engine", "judge.model"):
+        if inner is not None and prefix + name not in WHOLE:
             yield from names(inner, f"{prefix}{name}.")
 
 
 def test_every_setting_of_the_recipe_is_edited_here() -> None:
-    assert set(names()) == {*EDITS, *TOGETHER, *ELSEWHERE}
+    of_a_judge = {name for name in OF_A_JUDGE if not name.startswith("judge.members.")}
+    assert set(names()) == {*EDITS, *TOGETHER, *ELSEWHERE, *of_a_judge}
 
 
 @pytest.mark.parametrize("setting", [name for name in EDITS if name not in TOGETHER])
@@ -175,6 +264,22 @@ def test_an_edit_touches_the_right_stages(made: Path, setting: str) -> None:
 def test_edits_that_go_together_touch_the_right_stages(made: Path, setting: str) -> None:
     edits, expected = TOGETHER[setting]
     assert touched(made, *(edit.format(folder=made.parent) for edit in edits)) == expected
+
+
+@pytest.mark.parametrize("setting", sorted(OF_A_JUDGE))
+def test_a_setting_of_one_judge_is_read_by_the_right_stages(made: Path, setting: str) -> None:
+    base, value, expected = OF_A_JUDGE[setting]
+    edit = ".".join(setting.split(".")[:2]) if setting.startswith("judge.members") else setting
+    before = [override.format(folder=made.parent) for override in base]
+    after = [*before, f"{edit}={value.format(folder=made.parent)}"]
+    steps = [Step(*each) for each in (("train", 0), ("evaluate", 0), ("judgements", 1), ("pairs", 1), ("train", 1))]
+
+    def settings(overrides: list[str]) -> dict[str, dict[str, object]]:
+        run = Run(made.parent / "runs" / "test", selfreward.load_recipe(made, overrides))
+        return {f"{step.stage}/{step.iteration}": reads(run, step)["settings"] for step in steps}
+
+    one, other = settings(before), settings(after)
+    assert {name for name in one if one[name] != other[name]} == expected
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from peft import LoraModel
 from trainings import make_run
 
 from selfreward import history
-from selfreward.config import EngineSettings, ModelSettings
 from selfreward.engines import Engine, SamplingParams
 from selfreward.engines.transformers import TransformersEngine
 from selfreward.engines.vllm import VLLMEngine
@@ -22,6 +21,7 @@ from selfreward.errors import HandoverError
 from selfreward.handover import Probes
 from selfreward.rundir import Run
 from selfreward.serving import Engines
+from selfreward.settings.engine import EngineSettings, ModelSettings
 from selfreward.training.dpo import train_iteration
 
 GREEDY = SamplingParams(temperature=0.0, top_p=1.0, max_tokens=12)
@@ -52,7 +52,7 @@ def test_vllm_serves_another_model_with_tied_or_untied_embeddings(tmp_path: Path
 
 IN_ITS_OWN_PROCESS = """
 import asyncio, multiprocessing, sys
-from selfreward.config import EngineSettings, ModelSettings
+from selfreward.settings.engine import EngineSettings, ModelSettings
 from selfreward.engines import SamplingParams
 from selfreward.engines.vllm import VLLMEngine
 

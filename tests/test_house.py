@@ -1,15 +1,18 @@
 """Habits of the code that nothing else would notice the loss of."""
 
+import asyncio
 import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
 import selfreward
 from selfreward.config import Recipe
 from selfreward.recipe_file import submodel
+from selfreward.records import Prompt, Response
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,6 +50,17 @@ def test_links_in_documents_lead_somewhere() -> None:
         if "://" not in target and not (page.parent / target).exists()
     ]
     assert missing == []
+
+
+def test_the_judge_in_the_documentation_judges() -> None:
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "judges.md").read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    judge, prompt = names["Brief"](None), Prompt.make([{"role": "user", "content": "Name birds."}], "test")
+    responses = [Response(f"r{n}", prompt.id, n, "owl " * n, "stop", n, n, "M1") for n in (1, 3)]
+    judgements = asyncio.run(judge.judge(None, prompt, responses, seed=0))
+    assert judge.scores(judgements) == {"r1": -1.0, "r3": -3.0}
+    assert judge.examples([]) == []
 
 
 def test_the_recipe_in_the_readme_loads(tmp_path: Path) -> None:

@@ -126,8 +126,8 @@ def test_rehearsed_judging_data_is_trained_without_a_preference(recipe_file):
     ("engine", "message"),
     [
         ("Ties", r"made no pair of 8 prompts \(8 tie\).*\nTies: raise responses.n"),
-        ("Mute", r"0.0% of 64 judgements have a readable score, less than judge.min_parse_rate.*\n  no_score: 'no"),
-        ("Sham", r"0.0% of 64 judgements have a readable score"),
+        ("Mute", r"0.0% of 64 judgements by additive can be read, less than judge.min_parse_rate.*\n  no_score: 'no"),
+        ("Sham", r"0.0% of 64 judgements by additive can be read"),
         ("Control", r"made no pair of 8 prompts \(8 control_tokens\)"),
         ("Broken", "the server is on fire. Put it out"),
     ],

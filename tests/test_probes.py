@@ -148,7 +148,7 @@ def test_a_trained_model_is_told_from_the_one_before_it(tmp_path, tiny_random_mo
 
 def test_long_texts_are_cut_to_their_end() -> None:
     from selfreward.chat import load_tokenizer
-    from selfreward.config import ModelSettings
+    from selfreward.settings.engine import ModelSettings
     from selfreward.training.probes import probe_ids
 
     folder = str(Path(__file__).parent.parent / "selfreward" / "tiny" / "model")

@@ -10,11 +10,11 @@ import torch
 from conftest import make_random_model
 from safetensors.torch import load_file
 
-from selfreward.config import EngineSettings
 from selfreward.engines import SamplingParams
 from selfreward.engines.transformers import TransformersEngine
 from selfreward.records import Judgement, Measurement, PreferencePair, Prompt, Rejection, Response
 from selfreward.rundir import Run
+from selfreward.settings.engine import EngineSettings
 
 SMALL = (
     "iterations=2",

@@ -15,7 +15,7 @@ from selfreward import upstream
 from selfreward.config import load_recipe
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(ROOT.glob("recipes/**/*.yaml"))
+RECIPES = sorted(ROOT.glob("recipes/**/run.yaml"))
 ACCELERATE = sorted(ROOT.glob("configs/**/*.yaml"))
 
 

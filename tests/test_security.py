@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from selfreward import registry
-from selfreward.config import EngineSettings, Recipe, RecipeError, load_recipe
+from selfreward.config import Recipe, RecipeError, load_recipe
 from selfreward.preflight import preflight
 from selfreward.rundir import Run
+from selfreward.settings.engine import EngineSettings
 
 MESSAGES = [{"role": "user", "content": "Name a colour."}]
 
@@ -409,7 +410,7 @@ CONTROL = """
 import pickle, sys
 from jinja2 import Environment
 from selfreward.chat import load_tokenizer
-from selfreward.config import ModelSettings
+from selfreward.settings.engine import ModelSettings
 
 kind, path = sys.argv[1:]
 if kind == "code":

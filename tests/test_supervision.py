@@ -5,11 +5,11 @@ from typing import ClassVar
 
 import pytest
 
-from selfreward.config import EngineSettings, ModelSettings
 from selfreward.engines import Completion, SamplingParams
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.errors import EngineDied
 from selfreward.serving import SupervisedEngine
+from selfreward.settings.engine import EngineSettings, ModelSettings
 
 ASKED = [{"role": "user", "content": "Name a bird."}]
 PARAMS = SamplingParams(1.0, 1.0, 8)

@@ -7,8 +7,8 @@ from importlib import resources
 
 import pytest
 
-from selfreward.config import JudgeSettings
 from selfreward.judges.additive import AdditiveJudge
+from selfreward.settings.judge import JudgeSettings
 from selfreward.tiny import data, world
 from selfreward.tiny.pretrain import build_tokenizer
 from selfreward.tiny.world import Task

@@ -10,6 +10,7 @@ import time
 
 from selfreward.errors import SelfrewardError
 from selfreward.lock import part_of
+from selfreward.plan import Step
 from selfreward.rundir import Run
 from selfreward.serving import has_gpu
 from selfreward.stopping import stop
@@ -17,7 +18,7 @@ from selfreward.stopping import stop
 LOOK = 0.2  # seconds between two looks at the child
 
 
-def launch_training(run: Run, iteration: int) -> bool:
+def launch_training(run: Run, step: Step) -> bool:
     """Trains in a child process, or returns False where training belongs into this one.
 
     A process of its own gives the GPU's memory back when it ends, whatever the libraries keep.
@@ -26,7 +27,7 @@ def launch_training(run: Run, iteration: int) -> bool:
         ChildProcessError: the child failed.
         SelfrewardError: the child was stopped, or ended for a reason that has a name.
     """
-    command = training_command(run, iteration)
+    command = training_command(run, step)
     if command is None:
         return False
     # The child's words belong to the messages (2), as standard output is the caller's. A group of its own lets
@@ -37,14 +38,14 @@ def launch_training(run: Run, iteration: int) -> bool:
     finally:
         _signal(child, signal.SIGKILL)
         child.wait()
-    if run.stage("train", iteration).done:
+    if run.stage(step.stage, step.iteration).done:
         return True
     stop.check()
     for kind in SelfrewardError.__subclasses__():
         if kind.exit_status == child.returncode:
-            raise kind(f"training of iteration {iteration} ended; its messages stand above")
+            raise kind(f"{step} ended; its messages stand above")
     raise ChildProcessError(
-        f"training of iteration {iteration} ended with exit code {child.returncode}; its messages stand above. "
+        f"{step} ended with exit code {child.returncode}; its messages stand above. "
         f"To see it alone: {' '.join(command)}"
     )
 
@@ -75,11 +76,11 @@ def _signal(child: subprocess.Popen[bytes], number: int) -> bool:
     return True
 
 
-def training_command(run: Run, iteration: int) -> list[str] | None:
-    """The command that trains an iteration, or None for training in this process."""
+def training_command(run: Run, step: Step) -> list[str] | None:
+    """The command that performs a training, or None for training in this process."""
     launch = run.recipe.launch
     how = launch.train or ("process" if has_gpu() else "inline")
-    stage = ["-m", "selfreward", "stage", "train", str(run.path), "--iteration", str(iteration)]
+    stage = ["-m", "selfreward", "stage", step.stage, str(run.path), "--iteration", str(step.iteration)]
     if how == "inline":
         return None
     if how == "process":

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
 
 from selfreward import registry
 from selfreward.engines import Completion, Sampler, SamplingParams
 from selfreward.evaluation.agreement import agreement
+from selfreward.evaluation.canaries import canaries, canary_figures
 from selfreward.evaluation.responses import gain, summarize
 from selfreward.journal import Journal, JournaledEngine
-from selfreward.judges import Judge, mean_scores
-from selfreward.judges.load import load_judge
+from selfreward.judges import Panel
+from selfreward.judges.expected import labels
 from selfreward.prompts.dataset import Graded, read_graded, read_held_out
 from selfreward.records import Agreement, Judgement, Measurement, Prompt, Response, content_id, derive_seed
 from selfreward.rundir import Run
 from selfreward.serving import Engines
 from selfreward.stages import Summary
 from selfreward.stages.gather import gather
+from selfreward.stages.judgements import Job, Voting
 
 Scorer = Callable[[str, str], float]
 
@@ -26,32 +28,112 @@ Scorer = Callable[[str, str], float]
 def stage(run: Run, iteration: int, engines: Engines) -> Summary:
     """Writes measurements of responses and of judging, as far as the recipe names held-out data."""
     with run.stage("evaluate", iteration).journal() as journal:
-        return {"model": f"M{iteration + 1}"} | _evaluate(run, iteration, engines, journal)
+        return {"model": f"M{iteration + 1}"} | Evaluation(run, iteration, engines, journal).all()
 
 
-def _evaluate(run: Run, iteration: int, engines: Engines, journal: Journal) -> Summary:
-    settings = run.recipe.evaluation
-    model = run.model_path(iteration + 1)
-    summary: Summary = {}
-    if settings.prompts is not None:
-        prompts = read_held_out(run.recipe)
-        measurements = _measure(run, JournaledEngine(engines.policy(model), journal, "policy"), prompts)
-        run.stage("evaluate", iteration).write("records.jsonl", measurements)
-        summary |= summarize(measurements, settings.pass_score)
-        if iteration:
-            before = run.records("measurements", 0, Measurement)
-            summary |= gain(before, measurements, run.recipe.seed) or {}
-        if settings.scorer is None:
-            judge = JournaledEngine(engines.judge(model), journal, "judge")
-            summary |= _own_score(run, judge, prompts, measurements)
-    if settings.judging is not None:
-        agreements = _agree(run, JournaledEngine(engines.judge(model), journal, "judge"), settings.judging)
-        run.stage("evaluate", iteration).write("agreement.jsonl", agreements)
-        summary |= agreement(agreements, run.recipe.judge.max_score)
-    return summary
+class Evaluation:
+    """What is measured of one model."""
+
+    def __init__(self, run: Run, iteration: int, engines: Engines, journal: Journal) -> None:
+        self._run, self._iteration, self._engines, self._journal = run, iteration, engines, journal
+        self._settings = run.recipe.evaluation
+        self._model = run.model_path(iteration + 1)
+        self._folder = run.stage("evaluate", iteration)
+        self._voting = Voting(run, iteration, lenient=True)
+
+    def all(self) -> Summary:
+        """Every measurement that the recipe has data for."""
+        summary: Summary = {}
+        if self._settings.prompts is not None:
+            summary |= self._respond(read_held_out(self._run.recipe))
+        if self._settings.judging is not None:
+            agreements = self._agree(read_graded(self._settings.judging))
+            self._folder.write("agreement.jsonl", agreements)
+            summary |= agreement(agreements, self._voting.panel.best)
+        return summary
+
+    def _respond(self, prompts: Sequence[Prompt]) -> Summary:
+        policy = JournaledEngine(self._engines.policy(self._model), self._journal, "policy")
+        measurements = measure(self._run, policy, prompts)
+        self._folder.write("records.jsonl", measurements)
+        summary: Summary = dict(summarize(measurements, self._settings.pass_score))
+        if self._iteration:
+            before = self._run.records("measurements", 0, Measurement)
+            summary |= gain(before, measurements, self._run.recipe.seed) or {}
+        greedy = {m.prompt_id: m.text for m in measurements if m.k is None}
+        if self._settings.scorer is None:
+            summary |= self._own_score(prompts, greedy)
+        if self._settings.canaries:
+            summary |= self._canaries(prompts[: self._settings.canaries], greedy)
+        return summary
+
+    def _own_score(self, prompts: Sequence[Prompt], greedy: dict[str, str]) -> Summary:
+        """The judge's mean score of the greedy responses: without a scorer, all there is, and no outside view."""
+        jobs = [self._job(prompt, [greedy[prompt.id]]) for prompt in prompts]
+        scores = self._voting.panel.scores(self._judge("own scores", jobs))
+        return {"own_score": sum(scores.values()) / len(scores) if scores else None}
+
+    def _canaries(self, prompts: Sequence[Prompt], greedy: dict[str, str]) -> Summary:
+        """How often an empty phrase scores no lower than the model's own answer (arXiv 2507.08794)."""
+        panel = self._voting.panel
+        jobs = [self._job(prompt, [greedy[prompt.id], *canaries()]) for prompt in prompts]
+        if not panel.pointwise:
+            # Each against the model's own answer alone, as a judge that compares would compare them all.
+            jobs = [replace(job, responses=[job.responses[0], key]) for job in jobs for key in job.responses[1:]]
+        judgements = self._judge("canaries", jobs)
+        self._folder.write("canaries.jsonl", judgements)
+        if panel.pointwise:
+            scores = panel.scores(judgements)
+            rows = [[scores.get(r.id) for r in job.responses] for job in jobs]
+        else:
+            rows = [_scores_of(panel, job, judgements) for job in jobs]
+        return dict(canary_figures(rows, panel.worst))
+
+    def _agree(self, graded: Sequence[Graded]) -> list[Agreement]:
+        """The judge's score of each held-out graded response beside the label in its judgement."""
+        wanted = labels(graded, self._run.recipe.judge)
+        groups: dict[tuple[str, str | None], list[str]] = {}
+        for example in graded:
+            groups.setdefault((example.prompt, example.reference), []).append(example.response)
+        jobs = {
+            key: self._job(Prompt.make([{"role": "user", "content": key[0]}], "evaluation", key[1]), texts)
+            for key, texts in groups.items()
+        }
+        judgements = self._judge("held-out judgements", list(jobs.values()))
+        scores = self._voting.panel.scores(judgements)
+        errors: dict[str, list[str]] = {}
+        for judgement in judgements:
+            for subject in judgement.subject_ids if judgement.error else ():
+                errors.setdefault(subject, []).append(str(judgement.error))
+        records = []
+        for example, label in zip(graded, wanted, strict=True):
+            job = jobs[example.prompt, example.reference]
+            subject = _held_out(job.prompt, example.response).id
+            found = errors.get(subject, [])
+            records.append(Agreement(example.prompt, example.response, label, scores.get(subject), found))
+        return records
+
+    def _judge(self, name: str, jobs: Sequence[Job]) -> list[Judgement]:
+        return self._voting.judge_all(self._engines, self._model, self._journal, jobs, name)[0]
+
+    def _job(self, prompt: Prompt, texts: Sequence[str]) -> Job:
+        """Held-out responses to one prompt, judged with the same seeds for every model."""
+        responses = [_held_out(prompt, text) for text in dict.fromkeys(texts)]
+        return Job(prompt, responses, derive_seed(self._run.recipe.seed, "held-out", prompt.id))
 
 
-def _measure(run: Run, engine: Sampler, prompts: Sequence[Prompt]) -> list[Measurement]:
+def _scores_of(panel: Panel, job: Job, judgements: Sequence[Judgement]) -> list[float | None]:
+    """The scores of two responses, by what was said of these two alone."""
+    two = {response.id for response in job.responses}
+    scores = panel.scores([judgement for judgement in judgements if set(judgement.subject_ids) <= two])
+    return [scores.get(response.id) for response in job.responses]
+
+
+def _held_out(prompt: Prompt, text: str) -> Response:
+    return Response(content_id("held-out", prompt.id, text), prompt.id, 0, text, "stop", 0, 0, "")
+
+
+def measure(run: Run, engine: Sampler, prompts: Sequence[Prompt]) -> list[Measurement]:
     """Sampled as for training and once greedily, with the same seeds for every model."""
     settings = run.recipe.evaluation
     score: Scorer | None = registry.load(settings.scorer, {}, "scorer") if settings.scorer else None
@@ -74,54 +156,5 @@ def _measurement(prompt: Prompt, k: int | None, completion: Completion, score: S
     return Measurement(prompt.id, k, completion.text, completion.finish_reason, completion.num_tokens, gold)
 
 
-def _own_score(
-    run: Run, engine: Sampler, prompts: Sequence[Prompt], measurements: Sequence[Measurement]
-) -> dict[str, float | None]:
-    """The judge's mean score of the greedy responses: without a scorer, all there is, and no outside view."""
-    judge = load_judge(run.recipe)
-    greedy = {m.prompt_id: m.text for m in measurements if m.k is None}
-
-    async def one(prompt: Prompt) -> list[Judgement]:
-        return await _votes(run, judge, engine, prompt, greedy[prompt.id])
-
-    votes, _ = gather("held-out judgements", prompts, one, lambda vote: vote.num_tokens, _limit(run))
-    scores = mean_scores(votes)
-    return {"own_score": sum(scores.values()) / len(scores) if scores else None}
-
-
-def _agree(run: Run, engine: Sampler, path: Path) -> list[Agreement]:
-    """The judge's mean score of each held-out graded response beside the label in its judgement."""
-    judge = load_judge(run.recipe)
-    graded = read_graded(path)
-    labels = [_label(judge, example, number) for number, example in enumerate(graded, start=1)]
-
-    async def one(item: tuple[Graded, float]) -> list[tuple[Agreement, int]]:
-        example, label = item
-        prompt = Prompt.make([{"role": "user", "content": example.prompt}], "evaluation")
-        votes = await _votes(run, judge, engine, prompt, example.response)
-        scores = list(mean_scores(votes).values())
-        errors = [vote.error for vote in votes if vote.error is not None]
-        record = Agreement(example.prompt, example.response, label, scores[0] if scores else None, errors)
-        return [(record, sum(vote.num_tokens for vote in votes))]
-
-    items = list(zip(graded, labels, strict=True))
-    pairs, _ = gather("held-out judgements", items, one, lambda pair: pair[1], _limit(run))
-    return [record for record, _ in pairs]
-
-
 def _limit(run: Run) -> int:
     return run.recipe.engine.max_in_flight
-
-
-async def _votes(run: Run, judge: Judge, engine: Sampler, prompt: Prompt, text: str) -> list[Judgement]:
-    """The judgements of one held-out response, with the same seeds for every model."""
-    identity = content_id("held-out", prompt.id, text)
-    response = Response(identity, prompt.id, 0, text, "stop", 0, 0, "")
-    return await judge.judge(engine, prompt, [response], derive_seed(run.recipe.seed, "held-out", identity))
-
-
-def _label(judge: Judge, example: Graded, number: int) -> float:
-    label, error = judge.parse(example.judgement)
-    if label is None:
-        raise ValueError(f"evaluation.judging, example {number}: no label, {error} in {example.judgement!r}")
-    return label

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from selfreward.journal import JournaledEngine
-from selfreward.records import Judgement, Prompt, Response
+from selfreward.records import Judgement, Prompt, Response, by_prompt
 from selfreward.rundir import Run
 from selfreward.serving import Engines
 from selfreward.stages import Summary, judgements, responses
 from selfreward.stages.gather import gather
+from selfreward.stages.judgements import Job
 
 Judged = tuple[list[Response], list[Judgement]]
 
@@ -22,33 +23,40 @@ def sample_and_judge(run: Run, iteration: int, engines: Engines) -> tuple[Summar
     """
     sampled, judged = run.stage("responses", iteration), run.stage("judgements", iteration)
     voting = judgements.Voting(run, iteration)
+    sampling = responses.Sampling(run, iteration)
+    anchors = by_prompt(responses.anchors(run, iteration))
     engine = engines.policy(run.model_path(iteration))
     with sampled.journal() as first, judged.journal() as second:
         policy, judge = JournaledEngine(engine, first, "policy"), JournaledEngine(engine, second, "judge")
 
+        async def votes(prompt: Prompt, subjects: list[Response]) -> list[Judgement]:
+            return await voting.votes(judge, Job(prompt, subjects, voting.seed(prompt)))
+
         async def one(prompt: Prompt, k: int) -> Judged:
-            response = await responses.sample(run, iteration, policy, prompt, k)
-            return [response], await voting.vote(judge, prompt, [response])
+            these = await sampling.respond(policy, prompt, k)
+            return these, await votes(prompt, these)
 
         async def both(prompt: Prompt) -> list[Judged]:
-            if voting.judge.pointwise:
-                return await asyncio.gather(*(one(prompt, k) for k in responses.ks(run)))
-            every = await asyncio.gather(
-                *(responses.sample(run, iteration, policy, prompt, k) for k in responses.ks(run))
-            )
-            return [(every, await voting.vote(judge, prompt, every))]
+            beside = anchors.get(prompt.id, [])
+            if voting.panel.pointwise and len(voting.panel.seats) == 1:
+                judged = await asyncio.gather(*(one(prompt, k) for k in sampling.ks))
+                return [*judged, ([], await votes(prompt, beside))] if beside else judged
+            every = [
+                r for k in await asyncio.gather(*(sampling.respond(policy, prompt, k) for k in sampling.ks)) for r in k
+            ]
+            return [(every, await votes(prompt, every + beside))]
 
         prompts = run.records("prompts", iteration, Prompt)
         limit = run.recipe.engine.max_in_flight
         results, seconds = gather("responses and judgements", prompts, both, _tokens, limit)
     texts = [response for these, _ in results for response in these]
-    votes = [judgement for _, these in results for judgement in these]
-    sampled.write("records.jsonl", texts)
-    voting.require_parse_rate(votes)
-    judged.write("records.jsonl", votes)
+    found = [judgement for _, these in results for judgement in these]
+    responses.write(sampled, prompts, texts)
+    voting.require_parse_rates(found)
+    judged.write("records.jsonl", found)
     return (
         responses.summarize(texts) | policy.summary(seconds),
-        judgements.summarize(votes) | judge.summary(seconds),
+        judgements.summarize(found) | judge.summary(seconds),
     )
 
 

@@ -3,53 +3,106 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 
-from selfreward.engines import SamplingParams
+from selfreward.durable import write_bytes
+from selfreward.engines import Sampler, SamplingParams
 from selfreward.journal import JournaledEngine
-from selfreward.records import Prompt, Response, content_id, derive_seed
-from selfreward.rundir import Run
+from selfreward.judges.constitutional import Constitution, demonstrations
+from selfreward.plan import names
+from selfreward.records import Prompt, Response, by_prompt, content_id, derive_seed
+from selfreward.rundir import Run, StageFolder
 from selfreward.serving import Engines
 from selfreward.stages import Summary
 from selfreward.stages.gather import gather
 
 
 def stage(run: Run, iteration: int, engines: Engines) -> Summary:
-    """Writes the responses in the order of the prompts, then of k."""
-    folder = run.stage("responses", iteration)
+    """Writes the responses in the order of the prompts, then of k, each with its revision behind it."""
+    return sample_with(run, iteration, engines, run.model_path(iteration), "responses")
+
+
+def sample_with(run: Run, iteration: int, engines: Engines, model: str, stage: str) -> Summary:
+    """Writes a model's responses to an iteration's prompts."""
+    folder, sampling = run.stage(stage, iteration), Sampling(run, iteration, stage)
     prompts = run.records("prompts", iteration, Prompt)
-    policy = engines.policy(run.model_path(iteration))
+    policy = engines.policy(model)
     with folder.journal() as journal:
         engine = JournaledEngine(policy, journal, "policy")
 
         async def respond(prompt: Prompt) -> list[Response]:
-            return await asyncio.gather(*(sample(run, iteration, engine, prompt, k) for k in ks(run)))
+            every = await asyncio.gather(*(sampling.respond(engine, prompt, k) for k in sampling.ks))
+            return [response for these in every for response in these]
 
         limit = run.recipe.engine.max_in_flight
-        responses, seconds = gather("responses", prompts, respond, lambda response: response.num_tokens, limit)
-    folder.write("records.jsonl", responses)
+        responses, seconds = gather(stage, prompts, respond, lambda response: response.num_tokens, limit)
+    write(folder, prompts, responses)
     return summarize(responses) | engine.summary(seconds)
 
 
-def ks(run: Run) -> range:
-    """The numbers of the responses to one prompt."""
-    return range(run.recipe.responses.n)
+def write(folder: StageFolder, prompts: Sequence[Prompt], responses: Sequence[Response]) -> None:
+    """Writes the records, and what was revised as instruction data: it trains as ``seed_data.ift`` as it is."""
+    folder.write("records.jsonl", responses)
+    rows = [json.dumps(row, ensure_ascii=False) for row in demonstrations(prompts, responses)]
+    if rows:
+        write_bytes(folder.path / "revisions.jsonl", (f"{row}\n".encode() for row in rows))
 
 
-async def sample(run: Run, iteration: int, engine: JournaledEngine, prompt: Prompt, k: int) -> Response:
-    """The k-th response to a prompt."""
-    seed = derive_seed(run.recipe.seed, iteration, prompt.id, k)
-    [completion] = await engine.sample(prompt.messages, SamplingParams.of(run.recipe.responses), [seed])
-    return Response(
-        id=content_id("response", prompt.id, k, seed, completion.text),
-        prompt_id=prompt.id,
-        k=k,
-        text=completion.text,
-        finish_reason=completion.finish_reason,
-        num_tokens=completion.num_tokens,
-        seed=seed,
-        model=run.model_name(engine.model),
-    )
+class Sampling:
+    """How one iteration's responses are sampled."""
+
+    def __init__(self, run: Run, iteration: int, stage: str = "responses") -> None:
+        self._run, self._iteration, self._stage = run, iteration, stage
+        settings = run.recipe.responses
+        self._params = SamplingParams.of(settings)
+        # The numbers of the responses to one prompt; revisions are numbered from n on.
+        self.ks = range(settings.n)
+        # Those of other models are there to be compared with, as they are.
+        revised = settings.principles is not None and stage == "responses"
+        self._constitution = Constitution(settings) if revised else None
+
+    async def respond(self, engine: Sampler, prompt: Prompt, k: int) -> list[Response]:
+        """The k-th response to a prompt, and its last revision where the recipe has principles."""
+        seed = self._seed(prompt, k)
+        [completion] = await engine.sample(prompt.messages, self._params, [seed])
+        response = Response(
+            id=content_id("response", prompt.id, k, seed, completion.text),
+            prompt_id=prompt.id,
+            k=k,
+            text=completion.text,
+            finish_reason=completion.finish_reason,
+            num_tokens=completion.num_tokens,
+            seed=seed,
+            model=self._run.model_name(engine.model),
+        )
+        if self._constitution is None:
+            return [response]
+        number = k + len(self.ks)
+        return [
+            response,
+            *await self._constitution.revise(engine, prompt, response, number, self._seed(prompt, number)),
+        ]
+
+    def _seed(self, prompt: Prompt, k: int) -> int:
+        # A stage of its own samples other noise than the iteration's own responses.
+        other = () if self._stage == "responses" else (self._stage,)
+        return derive_seed(self._run.recipe.seed, self._iteration, prompt.id, k, *other)
+
+
+def anchors(run: Run, iteration: int) -> list[Response]:
+    """The responses of the anchor model, where the recipe has one."""
+    return run.records("anchors", iteration, Response) if "anchors" in names(run.recipe, iteration) else []
+
+
+def _distinct(responses: Sequence[Response]) -> float | None:
+    """How different the responses to one prompt are from each other: 0 if all are one text, 1 if none is another's."""
+    shares = [
+        (len({response.text for response in group}) - 1) / (len(group) - 1)
+        for group in by_prompt(responses).values()
+        if len(group) > 1
+    ]
+    return sum(shares) / len(shares) if shares else None
 
 
 def summarize(responses: Sequence[Response]) -> Summary:
@@ -59,5 +112,6 @@ def summarize(responses: Sequence[Response]) -> Summary:
         "truncated": sum(response.finish_reason == "length" for response in responses),
         "empty": sum(response.finish_reason == "stop" and not response.text.strip() for response in responses),
         "prompt_too_long": sum(response.finish_reason == "prompt_too_long" for response in responses),
+        "distinct": _distinct(responses),
         "mean_tokens": sum(response.num_tokens for response in responses) / len(responses),
     }

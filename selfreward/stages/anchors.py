@@ -1,0 +1,13 @@
+"""Responses of M1, the anchor, to the prompts of a later iteration (Temporal Self-Rewarding, arXiv 2508.06026)."""
+
+from __future__ import annotations
+
+from selfreward.rundir import Run
+from selfreward.serving import Engines
+from selfreward.stages import Summary
+from selfreward.stages.responses import sample_with
+
+
+def stage(run: Run, iteration: int, engines: Engines) -> Summary:
+    """Writes the responses in the order of the prompts, then of k. The paper's anchor is M0, which may not chat yet."""
+    return sample_with(run, iteration, engines, run.model_path(1), "anchors")

@@ -1,0 +1,64 @@
+"""Responses of a draft of M_{t+1}, judged by M_t (Temporal Self-Rewarding, arXiv 2508.06026)."""
+
+from __future__ import annotations
+
+import asyncio
+
+from selfreward.journal import Journal, JournaledEngine
+from selfreward.records import Prompt, Response, by_prompt
+from selfreward.rundir import Run
+from selfreward.serving import Engines
+from selfreward.stages import Summary
+from selfreward.stages.gather import gather
+from selfreward.stages.judgements import Job, Voting, subjects, summarize
+from selfreward.stages.responses import Sampling
+from selfreward.stages.responses import summarize as summarize_responses
+
+
+def stage(run: Run, iteration: int, engines: Engines) -> Summary:
+    """Writes responses and judgements, each in the order of the prompts.
+
+    Raises:
+        ValueError: the parse rate is below ``judge.min_parse_rate``.
+    """
+    folder, voting = run.stage("lookahead", iteration), Voting(run, iteration)
+    prompts = run.records("prompts", iteration, Prompt)
+    with folder.journal() as journal:
+        responses, sampled = _sample(run, iteration, engines, journal, prompts)
+        # A judge that compares has to see M_t's own responses among them.
+        others = [] if voting.panel.pointwise else subjects(run, iteration)
+        beside = by_prompt([*others, *responses])
+        jobs = [Job(prompt, beside[prompt.id], voting.seed(prompt)) for prompt in prompts]
+        judgements, judged = voting.judge_all(
+            engines, run.model_path(iteration), journal, jobs, "look-ahead judgements"
+        )
+    voting.require_parse_rates(judgements)
+    folder.write("responses.jsonl", responses)
+    folder.write("judgements.jsonl", judgements)
+    return {**summarize_responses(responses), **summarize(judgements), **_together(sampled, judged)}
+
+
+def _sample(
+    run: Run, iteration: int, engines: Engines, journal: Journal, prompts: list[Prompt]
+) -> tuple[list[Response], Summary]:
+    sampling = Sampling(run, iteration, "lookahead")
+    draft = engines.policy(str(run.drafting().stage("model", iteration).path))
+    engine = JournaledEngine(draft, journal, "policy")
+
+    async def respond(prompt: Prompt) -> list[Response]:
+        every = await asyncio.gather(*(sampling.respond(engine, prompt, k) for k in sampling.ks))
+        return [response for these in every for response in these]
+
+    limit = run.recipe.engine.max_in_flight
+    responses, seconds = gather("look-ahead responses", prompts, respond, lambda response: response.num_tokens, limit)
+    return responses, engine.summary(seconds)
+
+
+def _together(sampled: Summary, judged: Summary) -> Summary:
+    """Both parts' speed, and the requests that an earlier attempt had finished."""
+    resumed = sampled.get("resumed", 0) + judged.get("resumed", 0)
+    return {
+        "tokens_per_second": sampled["tokens_per_second"],
+        "judge_tokens_per_second": judged["tokens_per_second"],
+        **({"resumed": resumed} if resumed else {}),
+    }

@@ -1,0 +1,115 @@
+"""Judge pairs: the best against the worst of several judgements of one response, to train judging with."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from selfreward.chat import ChatEncoder, load_tokenizer
+from selfreward.journal import JournaledEngine
+from selfreward.judges.additive import AdditiveJudge
+from selfreward.judges.meta import (
+    Dispute,
+    MetaJudge,
+    higher_score_preferred,
+    judge_pair,
+    judgement_strengths,
+    place_weights,
+)
+from selfreward.judges.verdicts import position_figures
+from selfreward.records import Judgement, Prompt, Rejection, Response, by_prompt, derive_seed
+from selfreward.rundir import Run
+from selfreward.selection import Outcome
+from selfreward.serving import Engines
+from selfreward.settings.judge import MetaSettings
+from selfreward.stages import Summary
+from selfreward.stages.gather import gather
+from selfreward.stages.pairs import trainable
+
+
+def stage(run: Run, iteration: int, engines: Engines) -> Summary:
+    """Writes M_t's comparisons of judgements, and the judge pairs that they make; there may be none."""
+    folder, judgements = run.stage("meta", iteration), run.records("judgements", iteration, Judgement)
+    disputes = _disputes(run, iteration, judgements)
+    compared = most_varied(disputes, _settings(run).num)
+    verdicts, speed = _compare(run, iteration, engines, compared)
+    outcomes = _outcomes(run, iteration, disputes, compared, verdicts)
+    pairs = [pair for outcome in outcomes if isinstance(outcome, list) for pair in outcome]
+    folder.write("records.jsonl", verdicts)
+    folder.write("pairs.jsonl", pairs)
+    reasons = Counter(outcome.reason for outcome in outcomes if isinstance(outcome, Rejection))
+    assert len(pairs) + reasons.total() == len(disputes), "every prompt has a judge pair or a reason"
+    errors = Counter(verdict.error for verdict in verdicts if verdict.error is not None)
+    scores = {judgement.id: judgement.score for judgement in judgements if judgement.score is not None}
+    return {
+        "judge_pairs": len(pairs),
+        "prompts_rejected": reasons.total(),
+        **{f"rejected_{reason}": count for reason, count in sorted(reasons.items())},
+        "comparisons": len(verdicts),
+        **{f"error_{name}": count for name, count in sorted(errors.items())},
+        "higher_score_preferred": higher_score_preferred(verdicts, scores),
+        **position_figures(verdicts),
+        **speed,
+    }
+
+
+def most_varied(disputes: Sequence[Dispute], num: int | None) -> list[Dispute]:
+    """The ``num`` open disputes of greatest variance, in their own order; of equals, the first. None: all of them."""
+    is_open = [place for place, dispute in enumerate(disputes) if dispute.is_open]
+    chosen = sorted(is_open, key=lambda place: -disputes[place].variance)[:num]
+    return [disputes[place] for place in sorted(chosen)]
+
+
+def _settings(run: Run) -> MetaSettings:
+    assert run.recipe.meta is not None, "the plan has this stage where the recipe has the block"
+    return run.recipe.meta
+
+
+def _disputes(run: Run, iteration: int, judgements: Sequence[Judgement]) -> list[Dispute]:
+    votes: defaultdict[str, list[Judgement]] = defaultdict(list)
+    for judgement in judgements:
+        votes[judgement.subject_ids[0]].append(judgement)
+    responses = by_prompt(run.records("responses", iteration, Response))
+    prompts = run.records("prompts", iteration, Prompt)
+    return [Dispute.of(prompt, responses[prompt.id], votes) for prompt in prompts]
+
+
+def _compare(
+    run: Run, iteration: int, engines: Engines, disputes: Sequence[Dispute]
+) -> tuple[list[Judgement], Summary]:
+    """The verdicts in the order of the disputes, and the speed."""
+    if not disputes:
+        return [], {}
+    meta_judge = MetaJudge(_settings(run), run.recipe.judge)
+    policy = engines.policy(run.model_path(iteration))
+    with run.stage("meta", iteration).journal() as journal:
+        engine = JournaledEngine(policy, journal, "meta")
+
+        async def compare(dispute: Dispute) -> list[Judgement]:
+            seed = derive_seed(run.recipe.seed, iteration, "meta", dispute.prompt.id)
+            return await meta_judge.compare(engine, dispute, seed, run.model_name(engine.model))
+
+        limit = run.recipe.engine.max_in_flight
+        verdicts, seconds = gather("meta", disputes, compare, lambda verdict: verdict.num_tokens, limit)
+    return verdicts, engine.summary(seconds)
+
+
+def _outcomes(
+    run: Run, iteration: int, disputes: Sequence[Dispute], compared: Sequence[Dispute], verdicts: Sequence[Judgement]
+) -> list[Outcome]:
+    """Each prompt's judge pair, or why it has none; ``beyond_num`` where it was not among the first ``meta.num``."""
+    options = run.recipe.training.dpo_options(iteration)
+    judge, weights = AdditiveJudge(run.recipe.judge), place_weights(verdicts)
+    chat = ChatEncoder(load_tokenizer(run.model_path(iteration), run.recipe.model))
+    by_dispute: defaultdict[str, list[Judgement]] = defaultdict(list)
+    for verdict in verdicts:
+        by_dispute[verdict.prompt_id].append(verdict)
+    within = {dispute.prompt.id for dispute in compared}
+
+    def outcome(dispute: Dispute) -> Outcome:
+        if dispute.is_open and dispute.prompt.id not in within:
+            return Rejection(dispute.prompt.id, "beyond_num")
+        strengths = judgement_strengths(by_dispute[dispute.prompt.id], weights)
+        return trainable(judge_pair(dispute, strengths, judge, _settings(run)), chat, options)
+
+    return [outcome(dispute) for dispute in disputes]
