@@ -23,8 +23,9 @@ quickstart: $(STAMP) ## set up, then run the whole loop in small: recipes/quicks
 
 install: $(STAMP) ## the environment alone
 
-test: $(STAMP) ## set up, then the tests
-	$(BIN)/python -m pytest $(ARGS)
+# Files are shared out whole, as the tests of one share engines and runs.
+test: $(STAMP) ## set up, then the tests, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 chaos: $(STAMP) ## kill, stop and starve runs at length, and compare: an hour
 	$(BIN)/python tests/chaos.py $(ARGS)
