@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from selfreward.journal import Journal, JournaledEngine
 from selfreward.records import Prompt, Response, by_prompt
 from selfreward.rundir import Run
 from selfreward.serving import Engines
 from selfreward.stages import Summary
-from selfreward.stages.gather import gather
 from selfreward.stages.judgements import Job, Voting, subjects, summarize
 from selfreward.stages.responses import Sampling
 from selfreward.stages.responses import summarize as summarize_responses
@@ -44,13 +41,7 @@ def _sample(
     sampling = Sampling(run, iteration, "lookahead")
     draft = engines.policy(str(run.drafting().stage("model", iteration).path))
     engine = JournaledEngine(draft, journal, "policy")
-
-    async def respond(prompt: Prompt) -> list[Response]:
-        every = await asyncio.gather(*(sampling.respond(engine, prompt, k) for k in sampling.ks))
-        return [response for these in every for response in these]
-
-    limit = run.recipe.engine.max_in_flight
-    responses, seconds = gather("look-ahead responses", prompts, respond, lambda response: response.num_tokens, limit)
+    responses, seconds = sampling.everything(engine, prompts, "look-ahead responses")
     return responses, engine.summary(seconds)
 
 

@@ -41,9 +41,7 @@ def sample_and_judge(run: Run, iteration: int, engines: Engines) -> tuple[Summar
             if voting.panel.pointwise and len(voting.panel.seats) == 1:
                 judged = await asyncio.gather(*(one(prompt, k) for k in sampling.ks))
                 return [*judged, ([], await votes(prompt, beside))] if beside else judged
-            every = [
-                r for k in await asyncio.gather(*(sampling.respond(policy, prompt, k) for k in sampling.ks)) for r in k
-            ]
+            every = await sampling.every(policy, prompt)
             return [(every, await votes(prompt, every + beside))]
 
         prompts = run.records("prompts", iteration, Prompt)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from functools import partial
 
 from selfreward.durable import write_bytes
 from selfreward.engines import Sampler, SamplingParams
@@ -30,13 +31,7 @@ def sample_with(run: Run, iteration: int, engines: Engines, model: str, stage: s
     policy = engines.policy(model)
     with folder.journal() as journal:
         engine = JournaledEngine(policy, journal, "policy")
-
-        async def respond(prompt: Prompt) -> list[Response]:
-            every = await asyncio.gather(*(sampling.respond(engine, prompt, k) for k in sampling.ks))
-            return [response for these in every for response in these]
-
-        limit = run.recipe.engine.max_in_flight
-        responses, seconds = gather(stage, prompts, respond, lambda response: response.num_tokens, limit)
+        responses, seconds = sampling.everything(engine, prompts, stage)
     write(folder, prompts, responses)
     return summarize(responses) | engine.summary(seconds)
 
@@ -61,6 +56,16 @@ class Sampling:
         # Those of other models are there to be compared with, as they are.
         revised = settings.principles is not None and stage == "responses"
         self._constitution = Constitution(settings) if revised else None
+
+    def everything(self, engine: Sampler, prompts: Sequence[Prompt], name: str) -> tuple[list[Response], float]:
+        """The responses to all prompts in their order, and the seconds that they took; ``name`` is what is shown."""
+        limit = self._run.recipe.engine.max_in_flight
+        return gather(name, prompts, partial(self.every, engine), lambda response: response.num_tokens, limit)
+
+    async def every(self, engine: Sampler, prompt: Prompt) -> list[Response]:
+        """All responses to a prompt in the order of k, each with its revision behind it."""
+        found = await asyncio.gather(*(self.respond(engine, prompt, k) for k in self.ks))
+        return [response for these in found for response in these]
 
     async def respond(self, engine: Sampler, prompt: Prompt, k: int) -> list[Response]:
         """The k-th response to a prompt, and its last revision where the recipe has principles."""
