@@ -19,7 +19,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from selfreward.recipe_file import STORED, RecipeError, RecipeFile, edit, is_stored, read, shown
 from selfreward.settings.base import PositiveInt, Settings
 from selfreward.settings.engine import EngineSettings, ModelSettings, SamplingSettings
-from selfreward.settings.judge import UNTAUGHT, JudgeSettings, MetaSettings, PanelSettings, SelectionSettings
+from selfreward.settings.judge import UNTAUGHT, MetaSettings, PanelSettings, SelectionSettings
 from selfreward.settings.training import TrainingSettings
 
 __all__ = ["Recipe", "RecipeError", "load_recipe"]
@@ -214,7 +214,7 @@ class Recipe(Settings):
 
     def _check_training_of_judges(self) -> None:
         """Refuses what nothing would come of with the judges that there are."""
-        judges: Sequence[JudgeSettings] = self.judge.members or [self.judge]
+        judges = self.judge.judges
         names = ", ".join(judge.name for judge in judges)
         if self.training.rehearsal and {judge.name for judge in judges} <= set(UNTAUGHT):
             raise ValueError(

@@ -64,8 +64,7 @@ def _of_a_prompt(recipe: Recipe, step: Step) -> int:
 
 def _judging(recipe: Recipe, num: int) -> int:
     """The most bytes of all judgements of ``num`` responses to one prompt."""
-    seats: Sequence[JudgeSettings] = recipe.judge.members or [recipe.judge]
-    return sum(_bytes(seat, _calls(seat, num)) for seat in seats)
+    return sum(_bytes(judge, _calls(judge, num)) for judge in recipe.judge.judges)
 
 
 def _calls(judge: JudgeSettings, num: int) -> int:

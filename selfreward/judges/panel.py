@@ -97,7 +97,7 @@ class Panel:
 
 
 def _seats(settings: PanelSettings) -> list[Seat]:
-    members: Sequence[JudgeSettings] = settings.members or [settings]
+    members = settings.judges
     total, seen, seats = Counter(member.name for member in members), Counter[str](), []
     for member in members:
         seen[member.name] += 1

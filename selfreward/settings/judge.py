@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -182,6 +183,11 @@ class PanelSettings(JudgeSettings):
         description="How an ensemble's scores become one: their weighted mean, each judge's scaled to 0 to 1; the "
         "weighted mean of their ranks among a prompt's responses; or by accuracies learned without labels.",
     )
+
+    @property
+    def judges(self) -> Sequence[JudgeSettings]:
+        """Those that are asked: the members of an ensemble, or the one there is."""
+        return self.members or [self]
 
     @model_validator(mode="before")
     @classmethod
