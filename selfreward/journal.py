@@ -14,7 +14,8 @@ import os
 import shutil
 import threading
 from binascii import crc32, unhexlify
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
@@ -171,7 +172,8 @@ class JournaledEngine:
         self._engine, self._journal, self._role = engine, journal, role
         self._asking: dict[str, asyncio.Future[list[Any]]] = {}
         self._generated = 0
-        self._found = 0
+        self._failed_before = self._failed()
+        self.found = 0  # requests that an earlier attempt had finished
 
     @property
     def model(self) -> str:
@@ -185,7 +187,7 @@ class JournaledEngine:
         Raises:
             DiskFull: the journal can't be written.
         """
-        asked = self._hash(list(messages), astuple(params))
+        asked = self._hash(list(messages), params.key)
 
         async def one(seed: int) -> Completion:
             async def ask() -> list[Any]:
@@ -221,10 +223,12 @@ class JournaledEngine:
         """The answer in the journal, or that of another coroutine that asks the same now, or a new one."""
         known: list[Any] | None = self._journal.get(key)
         if known is not None:
-            self._found += self._journal.had(key)
+            self.found += self._journal.had(key)
             return known
         if key not in self._asking:
             self._asking[key] = asyncio.ensure_future(self._ask(key, ask))
+            # Who waits for it gets its error, if anyone still waits.
+            self._asking[key].add_done_callback(lambda asked: asked.cancelled() or asked.exception())
         # One of those that wait may be cancelled, and the others still want the answer.
         return await asyncio.shield(self._asking[key])
 
@@ -241,8 +245,24 @@ class JournaledEngine:
             del self._asking[key]
 
     def summary(self, seconds: float) -> dict[str, Any]:
-        """The speed of what was generated now, and the number of requests that an earlier attempt had finished."""
-        return {"tokens_per_second": self._generated / seconds, **({"resumed": self._found} if self._found else {})}
+        """The speed of what was generated now, and :meth:`figures`."""
+        return {"tokens_per_second": self._generated / seconds, **self.figures()}
+
+    def figures(self) -> dict[str, int]:
+        """How many requests an earlier attempt had finished, and how many tries of requests to a server failed.
+
+        An engine of requests to a server has them in ``failures``, by kind.
+        """
+        failed = {f"server_failures_{kind}": count for kind, count in (self._failed() - self._failed_before).items()}
+        return {**({"resumed": self.found} if self.found else {}), **dict(sorted(failed.items()))}
+
+    def _failed(self) -> Counter[str]:
+        return Counter(getattr(self._engine, "failures", {}))
+
+
+def total(engines: Iterable[JournaledEngine]) -> dict[str, int]:
+    """The figures of several engines in one."""
+    return dict(sum((Counter(engine.figures()) for engine in engines), Counter[str]()))
 
 
 async def _boxed(answer: Awaitable[Any]) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from types import TracebackType
@@ -59,6 +59,11 @@ class SupervisedEngine:
         found = await asyncio.gather(*(self._ask(partial(_logprobs, ids, last)) for ids in texts))
         given = [figures for figures in found if figures is not None]
         return given if len(given) == len(texts) else None
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """How many requests to a server failed so far, by kind; engines without a server count none."""
+        return dict(getattr(self._engine, "failures", {}))
 
     def reload(self, model_path: str) -> None:
         """As :meth:`Engine.reload`."""
@@ -117,7 +122,7 @@ class Engines:
         self._run = run
         self._recipe = run.recipe
         self._policy: SupervisedEngine | None = None
-        self._judges: dict[str, SupervisedEngine] = {}
+        self._others: dict[str, SupervisedEngine] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -164,13 +169,23 @@ class Engines:
         """The engine that a judge asks: the policy's own, unless the recipe names another engine or model."""
         if seat.is_policy:
             return self.policy(model_path)
-        if seat.served_by not in self._judges:
-            settings = seat.settings
-            model = settings.model or self._recipe.model
-            if settings.model is not None:
+        return self.other(seat.settings.model, seat.settings.engine)
+
+    def other(self, model: ModelSettings | None, settings: EngineSettings | None) -> SupervisedEngine:
+        """The engine of a judge or teacher that is not the policy, started when it is first asked for.
+
+        Args:
+            model: what it serves. None: the recipe's own model, or what a server serves.
+            settings: None: as the policy's.
+        """
+        settings = settings or self._recipe.engine
+        name = f"{settings.model_dump_json()} {model and model.model_dump_json()}"
+        if name not in self._others:
+            if model is not None:
                 self.make_room()
-            self._judges[seat.served_by] = SupervisedEngine(model.path, model, settings.engine or self._recipe.engine)
-        return self._judges[seat.served_by]
+            served = model or self._recipe.model
+            self._others[name] = SupervisedEngine(served.path, served, settings)
+        return self._others[name]
 
     @property
     def judges_itself(self) -> bool:
@@ -186,11 +201,11 @@ class Engines:
             self._close()
 
     def _close(self) -> None:
-        for engine in (self._policy, *self._judges.values()):
+        for engine in (self._policy, *self._others.values()):
             if engine is not None:
                 engine.close()
         self._policy = None
-        self._judges.clear()
+        self._others.clear()
 
 
 def has_gpu() -> bool:

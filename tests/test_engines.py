@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,42 @@ def next_token_distribution(path: Path, messages: list[Message], params: Samplin
     for token, probability in nucleus.items():
         texts[tokenizer.decode([token], skip_special_tokens=True)] += probability / sum(nucleus.values())
     return dict(texts)
+
+
+@pytest.mark.parametrize("penalty", [2.0, -2.0])
+def test_a_presence_penalty_is_taken_from_what_the_output_has(
+    engine: Engine, models: tuple[Path, Path], penalty: float
+) -> None:
+    """By definition, and so both engines give the same: what stands in the prompt alone is not penalized."""
+    params = replace(GREEDY, presence_penalty=penalty)
+    completions = [c for [c] in run(engine, [(messages, params, [0]) for messages in PROMPTS])]
+    assert completions == [penalized(models[0], messages, 24, penalty) for messages in PROMPTS]
+    plain = [c for [c] in run(engine, [(messages, GREEDY, [0]) for messages in PROMPTS])]
+    assert sum(new != old for new, old in zip(completions, plain, strict=True)) > 8
+
+
+def penalized(path: Path, messages: list[Message], max_tokens: int, penalty: float) -> Completion:
+    """Greedy decoding, token by token."""
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    eos = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(EXTRA_EOS)]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    new: list[int] = []
+    with torch.inference_mode():
+        while len(new) < max_tokens and (not new or new[-1] not in eos):
+            logits = model(input_ids=torch.tensor([[*prompt, *new]])).logits[0, -1]
+            for token in set(new):
+                logits[token] -= penalty
+            new.append(int(logits.argmax()))
+    text = tokenizer.decode(new, skip_special_tokens=True)
+    return Completion(text, "stop" if new[-1] in eos else "length", len(new))
+
+
+def test_a_presence_penalty_comes_before_the_temperature(engine: Engine, models: tuple[Path, Path]) -> None:
+    """At a low temperature a sample is the greedy one of the penalized scores."""
+    for temperature in (0.0, 0.001):
+        params = SamplingParams(temperature, 1.0, 24, presence_penalty=0.3)
+        assert one(engine, PROMPTS[5], params) == penalized(models[0], PROMPTS[5], 24, 0.3)
 
 
 def test_finish_reasons_and_token_counts(engine: Engine) -> None:

@@ -1,6 +1,7 @@
 """The journal: what had finished is there after any kill, whole, and is not asked again."""
 
 import asyncio
+import hashlib
 import os
 import shutil
 import subprocess
@@ -160,6 +161,19 @@ def test_another_request_is_another(tmp_path):
         ask(journal, engine, 1, role="judge")
         ask(journal, engine, 1, params=SamplingParams(0.5, 1.0, 8))
     assert len(engine.asked) == 3
+
+
+def test_a_penalty_makes_another_request_and_without_one_keys_are_those_of_old_journals(tmp_path):
+    engine = Counting()
+    with Journal(tmp_path / "j") as journal:
+        ask(journal, engine, 1)
+        ask(journal, engine, 1, params=SamplingParams(1.0, 1.0, 8, presence_penalty=0.0))
+        ask(journal, engine, 1, params=SamplingParams(1.0, 1.0, 8, presence_penalty=2.0))
+    assert len(engine.asked) == 2
+    # As it was made before there were penalties.
+    asked = '["policy",[{"content":"Name a bird.","role":"user"}],[1.0,1.0,8]]1'
+    old = hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
+    assert f" {old} " in (tmp_path / "j").read_text().splitlines()[0]
 
 
 class Together(Counting):

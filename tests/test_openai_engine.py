@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
-import json
 import math
-import os
-import signal
-import socket
+import re
 import subprocess
 import sys
-import threading
 import time
 import traceback
-import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import (
+    GARBAGE,
+    WHOLE,
+    Answer,
+    Reply,
+    ScriptedServer,
+    failure,
+    free_port,
+    half_failing,
+    ok,
+    scripted_server,
+    vllm_serve,
+)
 
 from selfreward.engines import Completion, SamplingParams
 from selfreward.engines.base import TOO_LONG
-from selfreward.engines.openai import OpenAIEngine
+from selfreward.engines.openai import OpenAIEngine, served_models
 from selfreward.engines.transformers import TransformersEngine
+from selfreward.journal import Journal, JournaledEngine, total
 from selfreward.records import Message
+from selfreward.serving import SupervisedEngine
 from selfreward.settings.engine import EngineSettings, ModelSettings
 
 KEY = "sk-a-secret-that-must-stay-one"
@@ -37,57 +46,18 @@ GREEDY = SamplingParams(temperature=0.0, top_p=1.0, max_tokens=12)
 SAMPLED = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=12)
 HELLO = [{"role": "user", "content": "Name five animals"}]
 
-# As stack.md has it for the CPU: seeds crash chunked prefill, compiling takes a minute, memory is shared.
-SERVE = [
-    *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--served-model-name", "tiny"),
-    *("--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "32", "--max-num-batched-tokens", "2048"),
-    *("--no-enable-chunked-prefill", "--enforce-eager", "--gpu-memory-utilization", "0.2"),
-    *("--kv-cache-memory-bytes", str(1 << 26), "--host", "127.0.0.1"),
-]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
 
 @pytest.fixture(scope="module")
 def vllm_server(tiny_random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The base URL of a vLLM server that asks for KEY."""
-    port = free_port()
-    log = tmp_path_factory.mktemp("serve") / "log.txt"
-    command = [*SERVE, "--port", str(port), "--model", str(tiny_random_model)]
-    # Or it compiles how log-probabilities are ranked, at the first request for some, in spite of --enforce-eager.
-    environment = {**os.environ, "VLLM_API_KEY": KEY, "TORCHDYNAMO_DISABLE": "1"}
-    with log.open("w") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
-    try:
-        wait_for_health(f"http://127.0.0.1:{port}/health", process, log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        stop_group(process)
+    with vllm_serve(tiny_random_model, KEY, tmp_path_factory.mktemp("serve") / "log.txt") as url:
+        yield url
 
 
-def wait_for_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 180
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.3)
-    pytest.fail(f"vllm serve did not start:\n{log.read_text()[-3000:]}")
-
-
-def stop_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends the server and the engine process that it started."""
-    os.killpg(process.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(20)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(20)
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    with scripted_server() as server:
+        yield server
 
 
 def start(base_url: str, **options: Any) -> OpenAIEngine:
@@ -202,88 +172,55 @@ def test_one_engine_serves_one_event_loop_after_another(vllm_server: str) -> Non
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         first = sample(engine, [HELLO], SAMPLED, [1, 2])
-        assert engine._client.is_closed()
+        assert engine._server._client.is_closed()
         assert sample(engine, [HELLO], SAMPLED, [1, 2]) == first
-        assert engine._client.is_closed()
+        assert engine._server._client.is_closed()
         gc.collect()
     assert [str(w.message) for w in caught if issubclass(w.category, ResourceWarning)] == []
 
 
+def test_the_data_command_keeps_32_requests_in_flight(
+    vllm_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the server's own count. A random model writes noise, which is an instruction where nothing filters it."""
+    from datasets import load_dataset
+
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    (tmp_path / "template.txt").write_text("{examples}")
+    (tmp_path / "seeds.jsonl").write_text("".join(f'{{"prompt": "{word}"}}\n' for word in ("ant", "bear", "deer")))
+    words = (
+        f"self-instruct --seeds seeds.jsonl --num 8 --model {vllm_server} --out out self_instruct.template=template.txt"
+    )
+    options = [
+        "self_instruct.human=1",
+        "self_instruct.machine=0",
+        "self_instruct.tasks=1",
+        "self_instruct.instances=0",
+        "self_instruct.requests=96",
+    ]
+    sampling = ["generation.temperature=1.5", "generation.top_p=1.0", "generation.max_tokens=100", "filters.use=[]"]
+    command = [sys.executable, "-m", "selfreward", "data", *words.split(), *options, *sampling]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    most = 0.0
+    while process.poll() is None:
+        most = max(most, in_flight(vllm_server))
+        time.sleep(0.01)
+    said = process.communicate()[1]
+    assert process.returncode == 0, said
+    assert most == 32
+    loaded = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert len(loaded["train"]) == 8
+    assert all(row["prompt"] == [{"role": "user", "content": row["instruction"]}] for row in loaded["train"])
+
+
+def in_flight(base_url: str) -> float:
+    """How many requests the server works on or has waiting."""
+    with urllib.request.urlopen(base_url.replace("/v1", "/metrics"), timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if re.match(r"vllm:num_requests_(running|waiting)\{", line))
+
+
 # A server that misbehaves on purpose
-
-Answer = tuple[int, dict[str, Any]]
-Script = Callable[[int, dict[str, Any]], Answer]
-
-
-class ScriptedServer:
-    """Answers the n-th request with ``script(n, body)`` and notes what came."""
-
-    def __init__(self) -> None:
-        self.script: Script = lambda number, body: ok("fine")
-        self.bodies: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        self.most_at_once = 0
-        self._at_once = 0
-        self._lock = threading.Lock()
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-
-    def answer(self, body: dict[str, Any], key: str | None) -> Answer:
-        with self._lock:
-            self._at_once += 1
-            self.most_at_once = max(self.most_at_once, self._at_once)
-            self.bodies.append(body)
-            self.keys.append(key)
-            number = len(self.bodies)
-        answer = self.script(number, body)
-        with self._lock:
-            self._at_once -= 1
-        return answer
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, answer = server.answer(body, self.headers["Authorization"])
-                data = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                # The client waits as long as a server asks it to, here not at all.
-                self.send_header("retry-after-ms", "1")
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        return Handler
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedServer]:
-    server = ScriptedServer()
-    thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
-    thread.join()
-
-
-def ok(content: str | None, finish_reason: str = "stop", num_tokens: int | None = 3) -> Answer:
-    choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": content}}
-    usage = {"prompt_tokens": 1, "completion_tokens": num_tokens, "total_tokens": 1 + (num_tokens or 0)}
-    answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "tiny", "choices": [choice]}
-    return 200, answer if num_tokens is None else {**answer, "usage": usage}
-
-
-def failure(status: int, message: str, **fields: Any) -> Answer:
-    return status, {"error": {"message": message, **fields}}
 
 
 @pytest.mark.usefixtures("key")
@@ -342,7 +279,10 @@ def test_a_passing_failure_is_retried(server: ScriptedServer, status: int) -> No
 
 def test_a_lasting_failure_is_told(server: ScriptedServer) -> None:
     server.script = lambda number, body: failure(500, "the disk is full.")
-    with pytest.raises(ValueError, match=r"/v1 answered 500: the disk is full\. See the server's log"):
+    with pytest.raises(
+        ValueError,
+        match=r"/v1 answered 500: the disk is full \(try 3; what was finished before is kept\)\. See the server",
+    ):
         sample(start(server.url, max_retries=2), [HELLO], SAMPLED, [0])
     assert len(server.bodies) == 3
 
@@ -358,12 +298,6 @@ def test_a_bad_request_is_not_a_long_prompt(server: ScriptedServer) -> None:
     with pytest.raises(ValueError, match=r"answered 400: .*Unsupported parameter: 'seed'"):
         sample(start(server.url), [HELLO], SAMPLED, [0])
     assert len(server.bodies) == 1
-
-
-def test_an_answer_without_a_choice(server: ScriptedServer) -> None:
-    server.script = lambda number, body: (200, {**ok("")[1], "choices": []})
-    with pytest.raises(ValueError, match="without a choice"):
-        sample(start(server.url), [HELLO], SAMPLED, [0])
 
 
 def test_no_more_than_max_concurrency_at_once(server: ScriptedServer) -> None:
@@ -384,7 +318,7 @@ def test_a_server_that_does_not_answer_in_time(server: ScriptedServer) -> None:
         return ok("late")
 
     server.script = slow
-    with pytest.raises(ValueError, match=r"did not answer in 0\.1 s, after 0 retries\. Raise openai\.timeout"):
+    with pytest.raises(ValueError, match=r"did not answer in 0\.1 s \(try 1; .*\)\. Raise openai\.timeout"):
         sample(start(server.url, timeout=0.1, max_retries=0), [HELLO], SAMPLED, [0])
 
 
@@ -395,13 +329,161 @@ def test_a_server_that_is_not_there() -> None:
 
 
 @pytest.mark.usefixtures("key")
-@pytest.mark.parametrize("status", [400, 401, 403, 500])
-def test_no_error_shows_the_key(server: ScriptedServer, status: int) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(failure(status, f"wrong key: {KEY}") for status in (400, 401, 403, 500)),
+        Reply(body=f"wrong key: {KEY}".encode()),
+    ],
+)
+def test_no_error_shows_the_key(server: ScriptedServer, answer: Answer | Reply) -> None:
     """Not even where the server repeats it."""
-    server.script = lambda number, body: failure(status, f"wrong key: {KEY}")
+    server.script = lambda number, body: answer
     with pytest.raises(ValueError, match="wrong key") as raised:
         sample(start(server.url, max_retries=0), [HELLO], SAMPLED, [0])
     assert KEY not in "".join(traceback.format_exception(raised.value))
+
+
+def once(answer: Answer | Reply) -> Callable[[int, dict[str, Any]], Answer | Reply]:
+    """Then a good answer."""
+    return lambda number, body: answer if number == 1 else ok("at last")
+
+
+@pytest.mark.parametrize("answer", GARBAGE.values(), ids=GARBAGE.keys())
+def test_garbage_is_asked_again(server: ScriptedServer, answer: Reply) -> None:
+    server.script = once(answer)
+    engine = start(server.url)
+    assert sample(engine, [HELLO], SAMPLED, [0]) == [[Completion("at last", "stop", 3)]]
+    assert engine.failures == {"garbage": 1}
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (GARBAGE["html"], r"can't be read \(Invalid JSON.*\): '<html><body>Bad gateway.*try 3.*openai\.base_url end"),
+        (GARBAGE["an error"], r"\(choices: Field required\): .*upstream is away"),
+        (GARBAGE["no choice"], r"\(choices: List should have at least 1 item.*is model 'tiny' a chat model\?"),
+        (GARBAGE["a list as content"], r"\(choices\.0\.message\.content: Input should be a valid string\)"),
+        (GARBAGE["given up"], r"choices\.0\.finish_reason: .*the server gave this request up"),
+    ],
+)
+def test_lasting_garbage_is_told(server: ScriptedServer, answer: Reply, message: str) -> None:
+    server.script = lambda number, body: answer
+    with pytest.raises(ValueError, match=message):
+        sample(start(server.url, max_retries=2), [HELLO], SAMPLED, [0])
+    assert len(server.bodies) == 3
+
+
+@pytest.mark.parametrize("sent", [-1, 0, 20])
+def test_a_broken_connection_is_tried_again(server: ScriptedServer, sent: int) -> None:
+    """Before the head of the answer, before the body, or in the middle of it."""
+    server.script = once(Reply(body=WHOLE, sent=sent))
+    engine = start(server.url)
+    assert sample(engine, [HELLO], SAMPLED, [0]) == [[Completion("at last", "stop", 3)]]
+    assert engine.failures == {"connection": 1}
+
+
+@pytest.mark.parametrize("answer", [Reply(body=WHOLE, waits=2.0), Reply(body=WHOLE, drip=0.05)], ids=["late", "drips"])
+def test_an_answer_beyond_the_timeout_is_given_up(server: ScriptedServer, answer: Reply) -> None:
+    """Also one of which there is always a bit more in time."""
+    server.script = once(answer)
+    engine, began = start(server.url, timeout=0.3), time.monotonic()
+    assert sample(engine, [HELLO], SAMPLED, [0]) == [[Completion("at last", "stop", 3)]]
+    assert engine.failures == {"timeout": 1}
+    assert time.monotonic() - began < 2.0
+
+
+def test_a_server_that_fails_half_of_the_time(server: ScriptedServer) -> None:
+    """Requests never end a run at the default of retries, and all completions are there."""
+    prompts = [user(f"prompt {number}") for number in range(60)]
+    server.script = lambda number, body: ok(f"{body['messages'][0]['content']} {body['seed']}")
+    expected = sample(start(server.url), prompts, SAMPLED, [1, 2])
+    assert expected[7][1].text == "prompt 7 2"
+    asked = len(server.bodies)
+    server.script = half_failing(server.script)
+    engine = start(server.url)
+    assert sample(engine, prompts, SAMPLED, [1, 2]) == expected
+    assert set(engine.failures) == {"500", "503", "429", "connection", "garbage"}
+    # A connection may break before the server has read the request.
+    unseen = 120 + sum(engine.failures.values()) - (len(server.bodies) - asked)
+    assert 0 <= unseen < engine.failures["connection"]
+    assert 70 < sum(engine.failures.values()) < 180
+
+
+def test_a_server_that_has_answered_is_given_more_time(server: ScriptedServer) -> None:
+    server.script = lambda number, body: ok("fine") if number == 1 else failure(503, "it is started again")
+    engine = start(server.url, max_retries=2)
+    sample(engine, [HELLO], SAMPLED, [0])
+    with pytest.raises(ValueError, match=r"answered 503: .*started again.*\(try 9;"):
+        sample(engine, [HELLO], SAMPLED, [1])
+    assert len(server.bodies) == 1 + 1 + 2 * 4
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ("Retry-After", "3600"),
+        ("Retry-After", formatdate(time.time() + 3600, usegmt=True)),
+        ("x-should-retry", "false"),
+    ],
+)
+def test_a_server_that_says_not_now_is_not_asked_again(server: ScriptedServer, headers: tuple[str, str]) -> None:
+    body = b'{"error": {"message": "You exceeded your quota"}}'
+    server.script = lambda number, body_: Reply(429, body, headers=(headers,))
+    with pytest.raises(ValueError, match=r"answered 429: .*exceeded your quota"):
+        sample(start(server.url), [HELLO], SAMPLED, [0])
+    assert len(server.bodies) == 1
+
+
+def test_garbage_that_asks_for_a_long_pause_is_not_waited_for(server: ScriptedServer) -> None:
+    server.script = lambda number, body: Reply(body=b"<html>closed</html>", headers=(("Retry-After", "inf"),))
+    with pytest.raises(ValueError, match=r"can't be read .*closed"):
+        sample(start(server.url), [HELLO], SAMPLED, [0])
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("value", ["1.0", formatdate(time.time(), usegmt=True), "soon", "nan", "-1", "Mon, 99 Foo"])
+def test_a_pause_that_the_server_asks_for(server: ScriptedServer, value: str) -> None:
+    """What is no pause leaves the engine to its own, of about half a second."""
+    server.script = once(Reply(503, b"", headers=(("Retry-After", value),)))
+    began = time.monotonic()
+    assert sample(start(server.url), [HELLO], SAMPLED, [0])[0][0].text == "at last"
+    assert time.monotonic() - began >= (1.0 if value == "1.0" else 0.375)
+
+
+def test_failures_reach_the_summary_of_each_stage(server: ScriptedServer, tmp_path: Path) -> None:
+    settings = EngineSettings(name="openai", openai={"base_url": server.url, "model": "tiny"})
+    engine = SupervisedEngine("tiny", ModelSettings.model_construct(path="tiny"), settings)
+
+    def stage(name: str, *answers: Answer | Reply) -> dict[str, Any]:
+        script = iter(answers)
+        server.script = lambda number, body: next(script)
+        with Journal(tmp_path / name) as journal:
+            asked = JournaledEngine(engine, journal, "teacher")
+            asyncio.run(asked.sample(HELLO, SAMPLED, [1, 2]))
+            assert total([asked]) == asked.figures()
+            return asked.summary(1.0)
+
+    assert stage("one", failure(503, "busy"), ok("a"), failure(500, "a bug"), failure(503, "busy"), ok("b")) == {
+        "tokens_per_second": 6,
+        "server_failures_500": 1,
+        "server_failures_503": 2,
+    }
+    assert stage("two", ok("a"), GARBAGE["empty"], ok("b")) == {"tokens_per_second": 6, "server_failures_garbage": 1}
+    assert stage("three", ok("a"), ok("b")) == {"tokens_per_second": 6}
+
+
+def test_what_a_server_serves_is_asked_again_as_well(server: ScriptedServer) -> None:
+    answers = [
+        failure(503, "busy"),
+        GARBAGE["html"],
+        (200, {"data": [{"id": "one"}, {"id": "two", "object": "model"}]}),
+    ]
+    server.listed = lambda number: answers[number - 1]
+    assert served_models(server.url) == ["one", "two"]
+    server.listed = lambda number: failure(404, "no such page")
+    with pytest.raises(ValueError, match=r"answered 404: .*does openai\.base_url end as it should"):
+        served_models(server.url)
 
 
 def test_a_missing_key_is_named_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:

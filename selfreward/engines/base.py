@@ -17,10 +17,17 @@ class SamplingParams:
     temperature: float
     top_p: float
     max_tokens: int
+    presence_penalty: float = 0.0
 
     @classmethod
-    def of(cls, settings: SamplingSettings) -> SamplingParams:
-        return cls(settings.temperature, settings.top_p, settings.max_tokens)
+    def of(cls, settings: SamplingSettings, presence_penalty: float = 0.0) -> SamplingParams:
+        return cls(settings.temperature, settings.top_p, settings.max_tokens, presence_penalty)
+
+    @property
+    def key(self) -> list[float]:
+        """What tells a request apart in a journal, the same as before there were penalties where there is none."""
+        values = [self.temperature, self.top_p, self.max_tokens]
+        return [*values, self.presence_penalty] if self.presence_penalty else values
 
 
 @dataclass(frozen=True)

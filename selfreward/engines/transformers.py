@@ -53,6 +53,18 @@ class SeededGumbel(LogitsProcessor):
         return scores - noise.clamp_min(torch.finfo(noise.dtype).tiny).log()
 
 
+class PresencePenalty(LogitsProcessor):
+    """Takes the penalty from the score of each token that a row's output has already, as vLLM does."""
+
+    def __init__(self, penalty: float, prompt_length: int) -> None:
+        self._penalty, self._start = penalty, prompt_length
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
+        """Changes scores of shape (rows, vocabulary) after ids of shape (rows, prompt and output)."""
+        present = torch.zeros_like(scores).scatter_(1, input_ids[:, self._start :], 1.0)
+        return scores - self._penalty * present
+
+
 class TransformersEngine:
     """Implements :class:`selfreward.engines.base.Engine` with padded batches of ``model.generate``."""
 
@@ -188,12 +200,14 @@ class TransformersEngine:
                 input_ids=torch.tensor(inputs, device=self._device),
                 attention_mask=torch.tensor(mask, device=self._device),
                 max_new_tokens=params.max_tokens,
-                logits_processor=self._processors(params, [request.seed for request in batch]),
+                logits_processor=self._processors(params, [request.seed for request in batch], longest),
             )
         return [self._completion(row) for row in outputs[:, longest:].tolist()]
 
-    def _processors(self, params: SamplingParams, seeds: Sequence[int]) -> LogitsProcessorList:
+    def _processors(self, params: SamplingParams, seeds: Sequence[int], prompt_length: int) -> LogitsProcessorList:
         processors = LogitsProcessorList()
+        if params.presence_penalty:
+            processors.append(PresencePenalty(params.presence_penalty, prompt_length))
         if params.temperature:
             processors.append(TemperatureLogitsWarper(float(params.temperature)))
             if params.top_p < 1.0:

@@ -94,6 +94,7 @@ class VLLMEngine:
                     temperature=params.temperature,
                     top_p=params.top_p,
                     max_tokens=params.max_tokens,
+                    presence_penalty=params.presence_penalty,
                     seed=seed if params.temperature else None,
                 )
                 for seed in seeds

@@ -96,8 +96,14 @@ class OpenAISettings(Settings):
     model: str = Field(description="The model's name on that server.")
     api_key_env: str = Field("OPENAI_API_KEY", description="The environment variable that holds the key.")
     max_concurrency: PositiveInt = Field(32, description="Most requests under way at once.")
-    max_retries: Annotated[int, Field(ge=0)] = Field(5, description="Retries of a request, with backoff.")
-    timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="Seconds that one request may take.")
+    max_retries: Annotated[int, Field(ge=0)] = Field(
+        5,
+        description="How often a request is tried again that fails in passing (status 408, 409, 425, 429 or from 500 "
+        "on, timeout, broken connection, an answer that can't be read), after pauses that grow to 8 s or that the "
+        "server asks for; four times as often once the server has answered anything. Then the run stops, and goes on "
+        "from there when it is resumed.",
+    )
+    timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="Seconds that one try of a request may take.")
 
     @field_validator("api_key_env")
     @classmethod

@@ -43,6 +43,17 @@ def gather(
         return [result for of_item in results for result in of_item], counter.seconds
 
 
+def gather_each(
+    name: str, items: Sequence[Item], work: Callable[[Item], Coroutine[Any, Any, Result]], limit: int
+) -> list[Result]:
+    """As :func:`gather`, for work that gives one result an item and counts no tokens."""
+
+    async def boxed(item: Item) -> list[Result]:
+        return [await work(item)]
+
+    return gather(name, items, boxed, lambda _: 0, limit)[0]
+
+
 async def _everything(
     items: Sequence[Item],
     work: Callable[[Item], Coroutine[Any, Any, list[Result]]],
@@ -62,8 +73,10 @@ async def _everything(
     try:
         while pending:
             done, pending = await asyncio.wait(pending, timeout=LOOK, return_when=asyncio.FIRST_EXCEPTION)
-            for task in done:
-                task.result()  # one error stops all the others
+            # One error stops all the others; those of the same moment are read, or asyncio would print them.
+            errors = [error for task in done if (error := task.exception()) is not None]
+            if errors:
+                raise errors[0]
             if stop.requested and (stop.overdue or not stop.in_flight) and pending:
                 stop.check()
     finally:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from selfreward.journal import Journal, JournaledEngine
+from selfreward.journal import Journal, JournaledEngine, total
 from selfreward.judges import Panel, Seat
 from selfreward.judges.verdicts import position_figures
 from selfreward.records import Judgement, Prompt, Response, by_prompt, derive_seed
@@ -74,10 +74,11 @@ class Voting:
     ) -> tuple[list[Judgement], Summary]:
         """The judgements of all jobs in their order, one engine after the other, and the speed."""
         found: defaultdict[tuple[int, str], list[Judgement]] = defaultdict(list)
-        generated: Summary = {}
+        asked: list[JournaledEngine] = []
         for seats in self.panel.groups():
             serving = engines.judge(seats[0], model)
             engine = JournaledEngine(serving, journal, role(seats[0]))
+            asked.append(engine)
 
             async def vote(number: int, seats: list[Seat] = seats, engine: JournaledEngine = engine) -> list[Judgement]:
                 for seat in seats:
@@ -86,7 +87,7 @@ class Voting:
 
             limit = self._run.recipe.engine.max_in_flight
             _, seconds = gather(name, range(len(jobs)), vote, lambda judgement: judgement.num_tokens, limit)
-            generated = engine.summary(seconds)
+        generated = asked[-1].summary(seconds) | total(asked)
         names = [seat.name for seat in self.panel.seats]
         return [j for number in range(len(jobs)) for seat in names for j in found[number, seat]], generated
 
