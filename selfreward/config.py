@@ -16,10 +16,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from selfreward.recipe_file import STORED, RecipeError, RecipeFile, edit, is_stored, read, shown
+from selfreward.recipe_file import STORED, OptionError, RecipeError, RecipeFile, edit, is_stored, read, shown
 from selfreward.settings.base import PositiveInt, Settings
 from selfreward.settings.engine import EngineSettings, ModelSettings, SamplingSettings
 from selfreward.settings.judge import UNTAUGHT, MetaSettings, PanelSettings, SelectionSettings
+from selfreward.settings.prompts import BUILT_IN, PromptSettings
 from selfreward.settings.training import TrainingSettings
 
 __all__ = ["Recipe", "RecipeError", "load_recipe"]
@@ -30,22 +31,12 @@ Rule = Literal["drop", "keep"]
 class SeedDataSettings(Settings):
     """Data of the seed stage, which makes M1 from M0 by SFT (section 2.1 of arXiv 2401.10020)."""
 
-    ift: RecipeFile = Field(description="Instruction data: JSONL with `prompt` and `response`.")
-    eft: RecipeFile = Field(description="Judging data: JSONL with `prompt`, `response` and `judgement`.")
-
-
-class PromptSettings(Settings):
-    """Where the prompts of each iteration come from."""
-
-    source: str = Field("dataset", description="A prompt source by name, or MODULE:CLASS.")
-    path: RecipeFile = Field(description="JSONL with `prompt` (text) or `messages` (chat).")
-    num: PositiveInt | None = Field(
-        None, description="Prompts an iteration; each iteration takes the next ones. Empty: all, each time."
+    ift: RecipeFile = Field(
+        description="Instruction data, in any format of prompts.path that has an answer: `prompt` and `response`, "
+        "`instruction`, `input` and `output`, conversations."
     )
-    max_characters: PositiveInt = Field(8000, description="A longer prompt is a bad line.")
-    on_bad_line: Literal["error", "skip"] = Field(
-        "error",
-        description="Malformed, empty, duplicate or over-long lines: stop and name them, or skip and count them.",
+    eft: RecipeFile | None = Field(
+        None, description="Judging data: JSONL with `prompt`, `response` and `judgement`. Empty: none."
     )
 
 
@@ -77,7 +68,11 @@ class ResponseSettings(SamplingSettings):
 class EvaluationSettings(Settings):
     """Measurements on held-out data, of M1 and of the model of each iteration."""
 
-    prompts: RecipeFile | None = Field(None, description="Held-out prompts, in the format of prompts.path.")
+    prompts: RecipeFile | None = Field(
+        None,
+        description="Held-out prompts, in any format of prompts.path. prompts.columns holds for rows that have such a "
+        "column; the others are read under their own names.",
+    )
     n: PositiveInt = Field(1, description="Responses sampled for each held-out prompt, besides one greedy.")
     scorer: str | None = Field(
         None, description="MODULE:FUNCTION from (prompt, response) to a number: measures, never trains."
@@ -117,6 +112,14 @@ class HealthSettings(Settings):
     )
     max_canary_rate: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
         0.5, description="Share of the canaries that the judge accepts."
+    )
+    min_accepted: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        0.1, description="Share of what was made as prompts that passes the filters."
+    )
+    max_diversity_drop: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        0.5,
+        description="By what share distinct_2 or distinct_roots of the prompts fall below those of the first "
+        "iteration. Not looked for where that has fewer than 20 prompts.",
     )
 
 
@@ -176,12 +179,14 @@ class Recipe(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         0, description="Every random choice of the run derives from it."
     )
-    iterations: PositiveInt = Field(3, description="T: from M1 to M(T+1).")
+    iterations: Annotated[int, Field(ge=0)] = Field(
+        3, description="T: from M1 to M(T+1). 0: the seed stage alone, which is plain SFT."
+    )
     model: ModelSettings
     seed_data: SeedDataSettings | None = Field(
         None, description="Makes M1 by SFT. Empty: the model can judge already and is M1."
     )
-    prompts: PromptSettings
+    prompts: PromptSettings = PromptSettings()
     responses: ResponseSettings = ResponseSettings()
     judge: PanelSettings = PanelSettings()
     meta: MetaSettings | None = Field(None, description="Empty: no meta-judge.")
@@ -195,11 +200,14 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.training.rehearsal and self.seed_data is None:
+        if self.training.rehearsal and (self.seed_data is None or self.seed_data.eft is None):
             raise ValueError(
-                f"training.rehearsal is {self.training.rehearsal}, and there is no seed_data to rehearse. "
+                f"training.rehearsal is {self.training.rehearsal}, and there is no seed_data.eft to rehearse. "
                 "Add seed_data, or set training.rehearsal to 0"
             )
+        if self.iterations == 0 and self.seed_data is None:
+            raise ValueError("iterations is 0, and there is no seed_data: nothing would be trained")
+        self._check_prompts()
         self._check_training_of_judges()
         if self.meta is not None and (self.judge.name != "additive" or self.judge.votes < 2):
             raise ValueError(
@@ -211,6 +219,19 @@ class Recipe(Settings):
         if (self.selection.name == "revision") > (self.responses.principles is not None):
             raise ValueError("selection.name is revision, and there are no responses.principles to revise by")
         return self
+
+    def _check_prompts(self) -> None:
+        """Refuses sources without rows, and an iteration that no source has a share in."""
+        for source in self.prompts.sources:
+            if self.iterations and source.source in BUILT_IN and source.path is None and source.hub is None:
+                raise OptionError(
+                    "prompts", f"path is missing: {source.source} reads rows. Name a file (path), or a data set (hub)"
+                )
+        for iteration in range(1, self.iterations + 1):
+            if self.prompts.parts and not any(part.share(iteration) for part in self.prompts.parts):
+                raise OptionError(
+                    "prompts", f"all weights are 0 in iteration {iteration}. Give a part a weight above 0"
+                )
 
     def _check_training_of_judges(self) -> None:
         """Refuses what nothing would come of with the judges that there are."""

@@ -79,13 +79,13 @@ def read(model: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model
     return _validate(model, data, overrides, _Lines(path, dict(_key_lines(node))), path.resolve().parent)
 
 
-def edit(model: type[Model], data: dict[str, Any], overrides: Sequence[str]) -> Model:
-    """Validates settings that were read before, with ``key=value`` overrides over them.
+def edit(model: type[Model], data: dict[str, Any], overrides: Sequence[str], where: str = "the stored recipe") -> Model:
+    """Validates settings that were read before, with ``key=value`` overrides over them; errors say ``where``.
 
     Raises:
         RecipeError: as :func:`read`.
     """
-    return _validate(model, deepcopy(data), overrides, _Lines(Path("the stored recipe"), {}), Path.cwd())
+    return _validate(model, deepcopy(data), overrides, _Lines(Path(where), {}), Path.cwd())
 
 
 def _validate(model: type[Model], data: dict[str, Any], overrides: Sequence[str], lines: _Lines, base: Path) -> Model:
@@ -220,10 +220,16 @@ def _absolute(model: type[BaseModel], data: dict[str, Any], base: Path) -> None:
         elif isinstance(value, str) and _has_marker(field):
             # The functions of os.path take any text; Path's own raise for a home that isn't, or a loop of links.
             path = os.path.join(base, os.path.expanduser(value))
-            if field.annotation is not str:
+            if _is_file(field):
                 data[name] = Path(os.path.realpath(path))
             elif os.path.isdir(path):
                 data[name] = os.path.realpath(path)
+
+
+def _is_file(field: FieldInfo) -> bool:
+    """Whether a path names a file; else it is a folder, or a name that is known elsewhere."""
+    options = [field.annotation, *get_args(field.annotation)]
+    return Path in (*options, *(get_args(option)[0] for option in options if get_origin(option) is Annotated))
 
 
 def submodel(field: FieldInfo) -> type[BaseModel] | None:

@@ -33,6 +33,11 @@ def derive_seed(*parts: Any) -> int:
     return int(content_id("seed", *parts)[:8], 16)
 
 
+def json_line(row: Any) -> bytes:
+    """A JSON value as a line of a file."""
+    return f"{json.dumps(row, ensure_ascii=False, separators=(',', ':'))}\n".encode()
+
+
 @dataclass(frozen=True)
 class Record:
     """One line of a records file."""
@@ -69,6 +74,7 @@ class Prompt(Record):
     source: str
     parent_id: str | None = None
     reference: str | None = None
+    license: str | None = None
 
     @classmethod
     def make(cls, messages: list[Message], source: str, reference: str | None = None) -> Self:
@@ -80,6 +86,113 @@ class Prompt(Record):
         if len(self.messages) == 1:
             return self.messages[0]["content"]
         return "\n\n".join(f"{m['role']}: {m['content']}" for m in self.messages)
+
+
+@dataclass(frozen=True)
+class Task(Record):
+    """An instruction with what belongs to it: what prompt sources make, and a row of an instruction data set.
+
+    ``context`` are the messages before the instruction, such as a system message or earlier turns. ``output`` is None
+    where there is no answer; ``reference`` is one that is known to be right. The id is that of the prompt that the
+    task is, so that a task that was made from another names it as its ``parent_id``.
+    """
+
+    id: str
+    instruction: str
+    source: str
+    input: str = ""
+    output: str | None = None
+    context: list[Message] = field(default_factory=list)
+    parent_id: str | None = None
+    reference: str | None = None
+    license: str | None = None
+    is_classification: bool | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, instruction: str, source: str, input: str = "", **other: Any) -> Self:
+        messages = [*other.get("context", []), {"role": "user", "content": _joined(instruction, input)}]
+        return cls(content_id("prompt", messages), instruction, source, input, **other)
+
+    @classmethod
+    def of(cls, prompt: Prompt) -> Self:
+        """The task that a prompt is, its input being part of the instruction."""
+        *context, last = prompt.messages
+        other = {"parent_id": prompt.parent_id, "reference": prompt.reference, "license": prompt.license}
+        return cls(prompt.id, last["content"], prompt.source, context=context, **other)  # type: ignore[arg-type]
+
+    @property
+    def messages(self) -> list[Message]:
+        """What the model is asked: the input stands below the instruction, an empty line between them."""
+        return [*self.context, {"role": "user", "content": _joined(self.instruction, self.input)}]
+
+    @property
+    def alone(self) -> str:
+        """The id of the instruction by itself, whatever its input."""
+        return content_id("prompt", [{"role": "user", "content": self.instruction}])
+
+    @property
+    def prompt(self) -> Prompt:
+        """The task as it is asked."""
+        return Prompt(self.id, self.messages, self.source, self.parent_id, self.reference, self.license)
+
+
+def _joined(instruction: str, input: str) -> str:
+    return f"{instruction}\n\n{input}" if input else instruction
+
+
+@dataclass(frozen=True)
+class Removal(Record):
+    """A task that a filter took out: which one, why, and the neighbour that it is too near to, if that is why.
+
+    ``neighbour_id`` is that of the neighbour's instruction by itself, and ``similarity`` in the filter's own measure,
+    such as the F measure of ROUGE-L. A task that is ``known`` had passed the filters, and later ones are compared with
+    it all the same.
+    """
+
+    id: str
+    instruction: str
+    input: str
+    output: str | None
+    source: str
+    filter: str
+    detail: str
+    neighbour_id: str | None = None
+    neighbour: str | None = None
+    similarity: float | None = None
+    known: bool = False
+
+
+@dataclass(frozen=True)
+class Difficulty(Record):
+    """How an iteration's model did on a prompt: mean and standard deviation of its responses' scores.
+
+    ``solved`` is the share of scored responses that solve it. None where no response was scored.
+    """
+
+    prompt_id: str
+    iteration: int
+    num_scored: int
+    mean: float | None
+    spread: float | None
+    solved: float | None
+
+
+@dataclass(frozen=True)
+class TemplateTrial(Record):
+    """A prompt that asks for tasks, as it was measured in an iteration, and whether it was used from then on.
+
+    ``origin`` is the id of the recipe's prompt that it descends from. ``accepted`` is its yield, ``worth`` the product
+    of the three measures, each from 0 to 1; None where there was nothing to measure.
+    """
+
+    text: str
+    origin: str
+    accepted: float
+    novelty: float | None
+    quality: float | None
+    worth: float | None
+    used: bool = False
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,38 @@ VERIFIERS = {
     "json_schema": "selfreward.judges.verifiers:json_schema",
     "instructions": "selfreward.judges.verifiers:instructions",
 }
-PROMPT_SOURCES = {"dataset": "selfreward.prompts.dataset:DatasetSource"}
+PROMPT_SOURCES = {
+    "dataset": "selfreward.prompts.dataset:DatasetSource",
+    "mixture": "selfreward.prompts.mixture:MixtureSource",
+    "self_instruct": "selfreward.prompts.self_instruct:SelfInstructSource",
+    "evol_instruct": "selfreward.prompts.evol_instruct:EvolInstructSource",
+    "backtranslation": "selfreward.prompts.backtranslation:BacktranslationSource",
+    "explain": "selfreward.prompts.explain:ExplainSource",
+    "curriculum": "selfreward.prompts.curriculum:CurriculumSource",
+}
+FILTERS = {
+    **{
+        name: f"selfreward.prompts.filters.plain:{kind}"
+        for name, kind in {
+            "length": "Length",
+            "keywords": "Keywords",
+            "first_character": "FirstCharacter",
+            "empty_output": "EmptyOutput",
+            "input_equals_output": "InputEqualsOutput",
+            "trailing_colon": "TrailingColon",
+            "refusal": "Refusal",
+            "contradiction": "Contradiction",
+        }.items()
+    },
+    "language": "selfreward.prompts.filters.language:Language",
+    "rouge_l": "selfreward.prompts.filters.rouge:RougeL",
+    "minhash": "selfreward.prompts.filters.near:NearByWords",
+    "embedding": "selfreward.prompts.filters.near:NearByMeaning",
+    "novelty": "selfreward.prompts.filters.ngrams:Novelty",
+    "decontamination": "selfreward.prompts.filters.ngrams:Decontamination",
+    "toxicity": "selfreward.prompts.filters.harm:Toxicity",
+    "personal_data": "selfreward.prompts.filters.harm:PersonalData",
+}
 SELECTORS = {
     name: f"selfreward.selection:{name}"
     for name in ("best_worst", "top_bottom", "correct_incorrect", "length_controlled", "revision")

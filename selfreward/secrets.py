@@ -37,6 +37,7 @@ SHAPES = {
 _SHAPES = {name: re.compile(rf"(?<![A-Za-z0-9])(?:{shape})") for name, shape in SHAPES.items()}
 _ANY_SHAPE = re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(SHAPES.values())})")
 _LOGIN = re.compile(r"(?P<user>://[^\s/:@]*+:)[^\s/@]++(?=@)")
+_QUERY = re.compile(r"://[^\s?#]{0,300}+\?([^\s#]{1,2000}+)")
 _NAME = re.compile(r"(?<![\w.-])(?P<name>[A-Za-z_-][\w.-]*+)[\"']?\s*(?P<sign>[=:])\s*(?:(?:Bearer|Basic)\s+)?")
 _VALUE = re.compile(r"\"[^\"\n]*\"|'[^'\n]*'|[^\s\"',;&)\]}]+")
 
@@ -158,6 +159,8 @@ def _complaint(key: tuple[str | int, ...], value: Any, known: dict[str, str]) ->
         for variable, shape in _SHAPES.items():
             if shape.search(text):
                 return f"what looks like a key stands here ({MASK}). Export {variable} and take it out: {_READ}"
+        if any(is_credential(part.partition("=")[0]) for query in _QUERY.findall(text) for part in query.split("&")):
+            return f"a URL with a key stands here ({MASK}). Export OPENAI_API_KEY and take it out: {_READ}"
         if _LOGIN.search(text):
             return f"a URL with a password stands here ({MASK}). Export OPENAI_API_KEY and take it out: {_READ}"
     if value in (None, "", [], {}) or isinstance(value, bool) or not any(map(is_credential, names)):

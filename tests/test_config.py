@@ -70,7 +70,7 @@ def test_the_shortest_recipe(load: Load, tmp_path: Path) -> None:
             "engine:\n  name: openai\n  openai:\n    base_url: http://localhost\n    model: m\n",
             "run.yaml:6: engine: engine.name is openai, and the weights of a server can't be replaced",
         ),
-        ("training:\n  rehearsal: 1.0\n  dpo:\n    loss_type: [sft]\n", "there is no seed_data to rehearse"),
+        ("training:\n  rehearsal: 1.0\n  dpo:\n    loss_type: [sft]\n", "there is no seed_data.eft to rehearse"),
         ("judge:\n  engine:\n    name: vllm\n", "engine.name is vllm, and model is missing"),
         ("evaluation:\n  scorer: a:b\n", "a scorer needs evaluation.prompts"),
         ("launch:\n  train: accelerate\n", "launch.train is 'accelerate' and accelerate_config is None"),
@@ -133,8 +133,11 @@ def test_an_upstream_option_is_named_with_its_own_line(load: Load) -> None:
 @pytest.mark.parametrize(
     ("base", "expected"),
     [
-        ("name: demo\nmodel:\n  path: model\n", "run.yaml:1: prompts: missing, and it has no default"),
-        (BASE.replace("path: prompts.jsonl", "num: 3"), "run.yaml:4: prompts.path: missing"),
+        (
+            "name: demo\nmodel:\n  path: model\n",
+            "run.yaml:1: prompts: path is missing: dataset reads rows. Name a file",
+        ),
+        (BASE.replace("path: prompts.jsonl", "num: 3"), "run.yaml:4: prompts: path is missing"),
         (BASE.replace("prompts.jsonl", "nowhere.jsonl"), "run.yaml:5: prompts.path: no such file: "),
         (BASE.replace("path: model", "path: nowhere"), "run.yaml:3: model.path: no such folder: nowhere, nor is it"),
     ],
