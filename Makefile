@@ -13,10 +13,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Written last: while it is missing or old, the environment is not taken to be whole.
 STAMP := $(VENV)/.installed
 
-.PHONY: help quickstart install test chaos lint docs lock tiny
+.PHONY: help quickstart install test chaos bench-dedup lint docs lock tiny
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 quickstart: $(STAMP) ## set up, then run the whole loop in small: recipes/quickstart
 	$(BIN)/selfreward run recipes/quickstart/run.yaml $(ARGS)
@@ -29,6 +29,9 @@ test: $(STAMP) ## set up, then the tests, two files at a time
 
 chaos: $(STAMP) ## kill, stop and starve runs at length, and compare: an hour
 	$(BIN)/python tests/chaos.py $(ARGS)
+
+bench-dedup: $(STAMP) ## the filter rouge_l against rouge_score: a minute or two
+	$(BIN)/python tests/bench.py dedup $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

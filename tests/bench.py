@@ -1,16 +1,23 @@
-"""What being able to resume costs, and what judges cost:  python tests/bench.py journal | resume | judges
+"""What being able to resume costs, what judges cost, and the search for near-duplicates:
+
+    python tests/bench.py journal | resume | judges | dedup
 
 ``journal``: sampling by vLLM with the journal and without it, in turns, on the tiny model.
 ``judges``: responses judged a second by each judge, in turns, with vLLM's own figures of its prefix cache.
 ``resume``: how long a fresh process takes to know what is left of a run that was cut off with a million judgements.
+``dedup``: the filter rouge_l against the paper's own, which is rouge_score on each pair of candidate and pool; that one
+runs on a sample, from which its time for all is extrapolated, and the decisions on the sample must be the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
+import random
+import re
 import statistics
 import subprocess
 import sys
@@ -231,12 +238,167 @@ def _long_context(path: Path) -> Path:
     return path
 
 
+FILTER = r"""
+import json, re, sys, time
+from pathlib import Path
+from selfreward.prompts.filters.rouge import RougeL
+from selfreward.records import Task
+from selfreward.settings.prompts import FilterSettings
+
+def mebibytes(name):
+    return int(re.search(name + r":\s+([0-9]+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+tasks = [Task.make(text, "bench") for text in json.load(sys.stdin)]
+before, started, verdicts = mebibytes("VmRSS"), time.process_time(), []
+rouge = RougeL(FilterSettings(), None)
+for task in tasks:
+    verdicts.append(rouge.look(task))
+    if verdicts[-1] is None:
+        rouge.add(task)
+seconds, peak = time.process_time() - started, mebibytes("VmHWM")
+ids = {task.alone: place for place, task in reversed([*enumerate(tasks)])}
+found = [v and [ids[v.neighbour_id], v.similarity] for v in verdicts]
+print(json.dumps({"seconds": seconds, "before": before, "peak": peak, "found": found}))
+"""
+
+
+def bench_dedup(sizes: list[int] | None, data: Path | None, pairs: int) -> None:
+    """Prints a Markdown table. Seconds are of CPU time, on one core. Stops where a decision differs."""
+    every = None if data is None else [_instruction(line) for line in data.read_text(encoding="utf-8").splitlines()]
+    rows = []
+    for num in sizes or ([10_000, 52_000] if every is None else [len(every)]):
+        texts = instructions(num) if every is None else every[:num]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", FILTER]
+        run = subprocess.run(
+            command, input=json.dumps(texts), stdout=subprocess.PIPE, text=True, check=True, env=environment
+        )
+        ours = json.loads(run.stdout)
+        sampled, compared, seconds = _check_sample(texts, ours["found"], pairs)
+        pool = total = 0
+        for found in ours["found"]:
+            total += pool
+            pool += found is None
+        theirs = seconds * total / compared
+        rows.append(
+            f"| {len(texts):,} | {pool:,} | {total / 1e6:,.1f} M | {ours['seconds']:.2f} | {theirs:,.0f} "
+            f"| {theirs / ours['seconds']:,.0f} | {ours['peak'] - ours['before']:.0f} MiB "
+            f"| {sampled:,}, {compared:,} pairs: equal |"
+        )
+    print("| candidates | kept | pairs | rouge_l, s | rouge_score, s (extrapolated) | ratio | memory | sample |")
+    print("|---|---|---|---|---|---|---|---|", *rows, sep="\n")
+
+
+def _check_sample(texts: list[str], found: list[Any], most: int) -> tuple[int, int, float]:
+    """Asks rouge_score about a sample of candidates; gives their number, pairs compared, and seconds that took.
+
+    Half of them were removed, half kept, as long as there are both. Each is compared with all that was kept before it,
+    so that with every candidate in the sample the two accept lists are the same.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer, rng = RougeScorer(["rougeL"], use_stemmer=False), random.Random(0)
+    places = rng.sample(range(1, len(texts)), len(texts) - 1)
+    removed, kept = ([p for p in places if (found[p] is not None) is wanted] for wanted in (True, False))
+    mixed = [place for both in itertools.zip_longest(removed, kept) for place in both if place is not None]
+    sampled, compared, seconds = 0, 0, 0.0
+    for place in mixed:
+        if compared >= most:
+            break
+        pool = [p for p in range(place) if found[p] is None]
+        started = time.process_time()
+        scores = [scorer.score(texts[place], texts[p])["rougeL"].fmeasure for p in pool]
+        seconds += time.process_time() - started
+        sampled, compared = sampled + 1, compared + len(pool)
+        best = max(scores)
+        ours = None if found[place] is None else found[place][1]
+        theirs = best if best > 0.7 else None
+        if ours != theirs or (ours is not None and scores[pool.index(found[place][0])] != best):
+            raise SystemExit(f"{texts[place]!r}: rouge_l found {found[place]}, rouge_score {theirs}")
+    return sampled, compared, seconds
+
+
+def _instruction(line: str) -> str:
+    row = json.loads(line)
+    return str(row["instruction"] if "instruction" in row else row["prompt"])
+
+
+FORMS = [
+    "{verb} a {adjective} {kind} about {topic}",
+    "{verb} a {kind} on {topic} for {person}",
+    "given a {adjective} {kind} by {person}, {verb} its main points on {topic}",
+    "what would {person} say about {topic} in a {adjective} {kind}",
+    "{person} wants a {kind}. {verb} one that is {adjective} and deals with {topic}",
+    "{verb} {number} {adjective} examples of {topic}",
+    "how does {topic} differ from {topic}, {verb} the answer as a {kind}",
+    "tell whether the following {kind} about {topic} is {adjective} or {adjective}",
+]
+ENDINGS = [
+    "use no more than {number} words",
+    "avoid any mention of {topic}",
+    "explain each step so that {person} can follow",
+    "finish with a {adjective} remark on {topic}",
+    "name at least {number} sources, one of them {adjective}",
+    "compare it with {topic} where that helps {person}",
+]
+PARTS = {
+    "verb": "write describe outline summarise translate rewrite classify compare explain draft list improve",
+    "adjective": "short formal simple funny persuasive detailed neutral honest vivid careful modern strange clear dry",
+    "kind": "letter poem essay recipe story table report speech review dialogue plan headline proof query function",
+    "person": "teacher nurse child lawyer tourist farmer student engineer gardener pilot baker judge coach parent",
+}
+
+
+def instructions(num: int) -> list[str]:
+    """Instructions of 5 to 40 words, every sixth a variant of one before; topics are from an open vocabulary."""
+    rng, texts = random.Random(0), list[str]()
+
+    def fill(form: str) -> str:
+        choices = {name: rng.choice(words.split()) for name, words in PARTS.items()}
+        return re.sub(r"{(\w+)}", lambda slot: choices.get(slot[1]) or free(slot[1]), form)
+
+    def free(kind: str) -> str:
+        # As in real text, few words are frequent and most are rare.
+        words = [_word(int(20 * rng.paretovariate(0.7))) for _ in range(rng.randint(2, 4))]
+        return str(rng.randint(2, 20)) if kind == "number" else " ".join(words)
+
+    while len(texts) < num:
+        if texts and rng.random() < 1 / 6:
+            words = rng.choice(texts).split()
+            for place in rng.sample(range(len(words)), rng.randint(1, max(1, len(words) // 3))):
+                words[place] = rng.choice(["", _word(rng.randint(1, 200)), words[place - 1]])
+            text = " ".join(words)
+        else:
+            text = ". ".join(map(fill, [rng.choice(FORMS), *rng.sample(ENDINGS, rng.choice([0, 0, 1, 2]))]))
+        if 5 <= len(text.split()) <= 40:
+            texts.append(text)
+    return texts
+
+
+def _word(number: int) -> str:
+    """A word that can be spoken, another for each number."""
+    syllables = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
+    word = ""
+    while number or not word:
+        number, rest = divmod(number, len(syllables))
+        word += syllables[rest]
+    return word
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["journal", "resume", "judges"])
+    parser.add_argument("what", choices=["journal", "resume", "judges", "dedup"])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--num", type=int, nargs="+", help="dedup: how many instructions (10000 52000, or all of data)")
+    parser.add_argument("--data", type=Path, help="dedup: JSONL with `instruction` or `prompt`, not made-up ones")
+    parser.add_argument(
+        "--pairs", type=int, default=200_000, help="dedup: pairs for rouge_score, about 13,000 a second"
+    )
     arguments = parser.parse_args()
-    {"journal": bench_journal, "resume": bench_resume, "judges": bench_judges}[arguments.what](arguments.rounds)
+    if arguments.what == "dedup":
+        bench_dedup(arguments.num, arguments.data, arguments.pairs)
+    else:
+        {"journal": bench_journal, "resume": bench_resume, "judges": bench_judges}[arguments.what](arguments.rounds)
 
 
 if __name__ == "__main__":

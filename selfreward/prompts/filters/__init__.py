@@ -1,0 +1,1 @@
+"""What is taken out of instruction data, and the records of it."""
