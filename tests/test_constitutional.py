@@ -15,7 +15,7 @@ from selfreward.engines.base import TOO_LONG
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.judges.constitutional import Constitution, demonstrations, read_principles
 from selfreward.plan import Step
-from selfreward.prompts.dataset import read_demonstrations
+from selfreward.prompts.seed_data import read_demonstrations
 from selfreward.records import Prompt, Response, by_prompt, content_id, derive_seed
 from selfreward.rundir import Run
 
@@ -151,7 +151,9 @@ def test_revisions_are_instruction_data(principles, tmp_path):
     rows = list(demonstrations([PROMPT], [RESPONSE, revision]))
     path = tmp_path / "ift.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [(d.prompt, d.response) for d in read_demonstrations(path)] == [("Is {critique} safe?", "I think so.")]
+    assert [(d.messages, d.response) for d in read_demonstrations(path)] == [
+        ([{"role": "user", "content": "Is {critique} safe?"}], "I think so.")
+    ]
 
 
 class Penitent(ScriptedEngine):

@@ -14,7 +14,7 @@ from selfreward.engines import Completion
 from selfreward.engines.base import TOO_LONG
 from selfreward.judges.expected import ExpectedScoreJudge, up_to_score
 from selfreward.judges.yes_no import YesNoJudge
-from selfreward.prompts.dataset import Graded
+from selfreward.prompts.seed_data import Graded
 from selfreward.records import Judgement, Message, Prompt, Response
 from selfreward.settings.engine import EngineSettings, ModelSettings
 from selfreward.settings.judge import JudgeSettings

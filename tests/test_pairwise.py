@@ -20,7 +20,7 @@ from selfreward.judges.pairwise import PairwiseJudge
 from selfreward.judges.verdicts import position_figures, read_verdict
 from selfreward.loop import perform
 from selfreward.plan import plan
-from selfreward.prompts.dataset import Graded
+from selfreward.prompts.seed_data import Graded
 from selfreward.records import Judgement, PreferencePair, Prompt, Response
 from selfreward.rundir import Run
 from selfreward.serving import Engines

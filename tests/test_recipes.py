@@ -44,10 +44,10 @@ def test_a_recipe_loads_and_is_named_as_its_folder(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
 def test_the_files_of_a_recipe_have_no_bad_line(path: Path) -> None:
-    from selfreward.prompts.dataset import read_held_out, read_prompts
+    from selfreward.prompts.dataset import read_held_out, read_tasks
 
     recipe = load_recipe(path)
-    prompts, _ = read_prompts(recipe.prompts)
+    prompts, _ = read_tasks(recipe.prompts)
     assert recipe.evaluation.prompts is not None
     heldout = read_held_out(recipe)
     assert len(prompts) >= 200

@@ -445,7 +445,7 @@ def test_the_bait_would_bite(tmp_path: Path, tiny_random_model: Path, kind: str,
 def test_bait_in_data_is_text(tmp_path: Path, tiny_random_model: Path) -> None:
     from datasets import Dataset
 
-    from selfreward.prompts.dataset import read_prompts
+    from selfreward.prompts.dataset import read_tasks
 
     canary = tmp_path / "canary"
     call = {"__reduce__": ["os.system", [f"touch {canary}"]], "__class__": "os.system", "_target_": "os.system"}
@@ -453,7 +453,8 @@ def test_bait_in_data_is_text(tmp_path: Path, tiny_random_model: Path) -> None:
     rows += [{"messages": [{"role": "user", "content": template(canary), **call}]}]
     recipe = load_recipe(write_recipe(tmp_path, tiny_random_model))
     recipe.prompts.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prompts, _ = read_prompts(recipe.prompts)
+    tasks, _ = read_tasks(recipe.prompts)
+    prompts = [task.prompt for task in tasks]
     assert [prompt.text for prompt in prompts] == [rows[0]["prompt"], template(canary)]
     assert Dataset.from_list([json.loads(prompt.to_json()) for prompt in prompts]).num_rows == 2
     assert not canary.exists()

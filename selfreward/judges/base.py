@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from selfreward.engines import Completion, Sampler
-from selfreward.prompts.dataset import Graded
+from selfreward.prompts.seed_data import Graded
 from selfreward.records import Judgement, Message, Prompt, Response, content_id
 from selfreward.settings.judge import JudgeSettings
 

@@ -12,7 +12,7 @@ from selfreward.engines import Completion, Sampler
 from selfreward.judges.additive import AdditiveJudge
 from selfreward.judges.base import Example, make_judgement
 from selfreward.judges.scores import SCORE_LINE, announced, read_score
-from selfreward.prompts.dataset import Graded
+from selfreward.prompts.seed_data import Graded
 from selfreward.records import Judgement, Message, Prompt, Response, derive_seed
 from selfreward.settings.judge import JudgeSettings
 

@@ -21,7 +21,7 @@ from selfreward.judges.matches import Meeting, Swiss, each_two, random_rounds
 from selfreward.judges.reference import Reference
 from selfreward.judges.template import Template
 from selfreward.judges.verdicts import TIE, Match, matches, read_verdict
-from selfreward.prompts.dataset import Graded
+from selfreward.prompts.seed_data import Graded
 from selfreward.records import Judgement, Message, Prompt, Response, derive_seed
 from selfreward.settings.judge import JudgeSettings
 

@@ -11,7 +11,7 @@ from selfreward import registry
 from selfreward.engines.base import Sampler
 from selfreward.judges.base import Example, Judge
 from selfreward.judges.ensemble import combine
-from selfreward.prompts.dataset import Graded
+from selfreward.prompts.seed_data import Graded
 from selfreward.records import Judgement, Prompt, Response, derive_seed
 from selfreward.settings.judge import JudgeSettings, MemberSettings, PanelSettings
 

@@ -14,7 +14,7 @@ from selfreward.judges.criteria import Criterion, describe, read_criteria
 from selfreward.judges.reference import Reference
 from selfreward.judges.scores import announced, read_score
 from selfreward.judges.template import Template
-from selfreward.prompts.dataset import Graded
+from selfreward.prompts.seed_data import Graded
 from selfreward.records import Judgement, Message, Prompt, Response, derive_seed
 from selfreward.settings.judge import JudgeSettings
 

@@ -29,20 +29,21 @@ class Template:
     none of them ends its fence.
     """
 
-    def __init__(self, name: str, path: Path | None, places: Sequence[str]) -> None:
+    def __init__(self, name: str, path: Path | None, places: Sequence[str], text: str | None = None) -> None:
         """Reads a template.
 
         Args:
             name: of the packaged one, ``templates/NAME.txt``.
             path: the recipe's own, in its place.
             places: those that it must have.
+            text: a template that is in no file, in place of both.
 
         Raises:
             ValueError: a place is missing.
         """
         source = path or resources.files(__package__) / "templates" / f"{name}.txt"
-        self._text = source.read_text("utf-8").strip()
-        missing = [place for place in places if f"{{{place}}}" not in self._text]
+        self.text = (source.read_text("utf-8") if text is None else text).strip()
+        missing = [place for place in places if f"{{{place}}}" not in self.text]
         if missing:
             raise ValueError(
                 f"template {source} has no {' and no '.join(f'{{{place}}}' for place in missing)}. "
@@ -50,7 +51,7 @@ class Template:
             )
         # A judge that needs criteria always has them; a prompt may be without a reference.
         absent = {"reference", *({"criteria"} - {*places})}
-        for paragraph in re.split(r"\n{2,}", self._text):
+        for paragraph in re.split(r"\n{2,}", self.text):
             held = [place for place in (*places, *OPTIONAL) if f"{{{place}}}" in paragraph]
             if len(set(held)) > 1 and set(held) & absent:
                 raise ValueError(
@@ -58,11 +59,11 @@ class Template:
                     "paragraph, which is left out where there is no text for an optional place. Put an empty line "
                     "between them"
                 )
-        self._fences = {f["name"] for f in _FENCE.finditer(self._text) if re.search(r"\{\w+\}", f["inside"])}
+        self._fences = {f["name"] for f in _FENCE.finditer(self.text) if re.search(r"\{\w+\}", f["inside"])}
 
     def fill(self, **texts: str | None) -> list[Message]:
         """The judge prompt as a conversation; a text of an optional place may be None."""
-        paragraphs = re.split(r"\n{2,}", self._text)
+        paragraphs = re.split(r"\n{2,}", self.text)
         absent = [f"{{{name}}}" for name in OPTIONAL if texts.get(name) is None]
         template = "\n\n".join(p for p in paragraphs if not any(place in p for place in absent))
         template = self._fenced(template, [text for text in texts.values() if text])

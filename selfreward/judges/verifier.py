@@ -14,7 +14,7 @@ from selfreward import registry
 from selfreward.engines import Sampler
 from selfreward.judges.base import Example, mean_scores
 from selfreward.judges.single import one_judgement, refuse_settings
-from selfreward.prompts.dataset import Graded
+from selfreward.prompts.seed_data import Graded
 from selfreward.recipe_file import shown
 from selfreward.records import Judgement, Prompt, Response
 from selfreward.settings.judge import JudgeSettings

@@ -12,7 +12,7 @@ from selfreward.judges.base import Example, make_judgement, mean_scores
 from selfreward.judges.expected import labels, mean_of, refuse_votes, shown
 from selfreward.judges.reference import Reference
 from selfreward.judges.template import Template
-from selfreward.prompts.dataset import Graded
+from selfreward.prompts.seed_data import Graded
 from selfreward.records import Judgement, Message, Prompt, Response, derive_seed
 from selfreward.settings.judge import JudgeSettings
 

@@ -1,186 +1,220 @@
-"""Prompts and seed data from JSONL files, each bad line named."""
+"""Prompts and documents that are read from rows."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from itertools import islice
+from typing import TypeVar
 
-from selfreward.config import PromptSettings, Recipe
-from selfreward.records import Message, Prompt
+from selfreward.config import Recipe
+from selfreward.prompts.base import Desk
+from selfreward.prompts.files import BadRow, Row, name_of
+from selfreward.prompts.formats import tasks_of
+from selfreward.prompts.rows import Rows, mapped, optional_text, text_of
+from selfreward.records import Prompt, Removal, Task, content_id
+from selfreward.settings.prompts import PromptSettings, RowSettings, SourceSettings
 
-ROLES = ("system", "user", "assistant")
-SHOWN = 10
+Read = TypeVar("Read")
+# Of rows that are streamed, as many are looked at before a run begins.
+FIRST = 100
 
 
 class DatasetSource:
-    """Each iteration takes the next ``num`` prompts of a file, and starts over at its end."""
+    """Each iteration takes the next ``num`` rows that pass the filters, and starts over at their end."""
 
-    def __init__(self, settings: PromptSettings) -> None:
+    def __init__(self, settings: SourceSettings) -> None:
         self._settings = settings
 
-    def prompts(self, iteration: int) -> tuple[list[Prompt], dict[str, int]]:
-        """The prompts of an iteration (counted from 1), and how many lines were skipped by reason.
+    def check(self) -> None:
+        check_rows(self._settings, self._settings.num if isinstance(self._settings, PromptSettings) else None)
+
+    def tasks(self, desk: Desk) -> list[Task]:
+        """The tasks of an iteration.
 
         Raises:
-            ValueError: bad lines (with ``on_bad_line: error``), or fewer prompts than ``num``.
+            ValueError: bad rows (with ``on_bad_line: error``), or fewer rows than ``desk.num``.
         """
-        prompts, skipped = read_prompts(self._settings)
-        num = self._settings.num or len(prompts)
-        if num > len(prompts):
-            raise ValueError(
-                f"prompts.num is {num}, and {self._settings.path} has {len(prompts)} prompts. Lower num or add prompts"
-            )
-        start = (iteration - 1) * num
-        return [prompts[(start + place) % len(prompts)] for place in range(num)], skipped
+        if self._settings.streaming:
+            return counted(desk, _streamed(self._settings, [*desk.before, desk.wanted]))
+        # Where all rows are wanted, filters record those that are there twice.
+        repeated = desk.num is None and bool(desk.filters.names)
+        every = counted(desk, read_tasks(self._settings, repeated=repeated))
+        return _filtered(every, desk, self._settings) if desk.filters.names else _next(every, desk, self._settings)
 
 
-def read_prompts(settings: PromptSettings) -> tuple[list[Prompt], dict[str, int]]:
-    """All good prompts of a file in its order, and the number of bad lines by reason.
+def counted(desk: Desk, read: tuple[list[Read], dict[str, int]]) -> list[Read]:
+    """What was read; the bad rows are counted at the desk, by reason."""
+    rows, skipped = read
+    for reason, count in skipped.items():
+        desk.count(f"skipped_{reason}", count)
+    return rows
 
-    A line has ``prompt`` (text) or ``messages`` (chat, the user last), and may have ``reference``.
+
+def check_rows(settings: RowSettings, num: int | None) -> None:
+    """Reads the rows, of what is streamed the first ones, as an iteration will that wants ``num`` of them.
 
     Raises:
-        ValueError: bad lines with ``on_bad_line: error``, each named, or no good line at all.
+        ValueError: bad rows with ``on_bad_line: error``, each named, or fewer than ``num``.
     """
-    seen: dict[str, int] = {}
-    prompts: list[Prompt] = []
+    if settings.streaming:
+        rows = Rows(settings)
+        rows.finish(sum(1 for _ in islice(_good(rows, settings), FIRST)))
+    else:
+        _require(num, len(read_tasks(settings)[0]), settings)
 
-    def add(number: int, row: dict[str, Any]) -> None:
-        prompt = _prompt(row, settings.path.name)
-        if len(prompt.text) > settings.max_characters:
-            raise _BadLine("over_long", f"{len(prompt.text)} characters, more than {settings.max_characters}")
-        if prompt.id in seen:
-            raise _BadLine("duplicate", f"the same prompt as line {seen[prompt.id]}")
-        seen[prompt.id] = number
-        prompts.append(prompt)
 
-    skipped = _read_lines(settings.path, add, skip=settings.on_bad_line == "skip")
-    return prompts, skipped
+def read_tasks(
+    settings: RowSettings, lenient: bool = False, repeated: bool = False
+) -> tuple[list[Task], dict[str, int]]:
+    """All good rows in their order, and the number of bad ones by reason.
+
+    Args:
+        settings: the rows.
+        lenient: whether rows without a column that ``columns`` names are read under their own names.
+        repeated: whether a task that was there before is no bad row, but one more task.
+
+    Raises:
+        ValueError: bad rows with ``on_bad_line: error``, each named, or no good row at all.
+    """
+    rows = Rows(settings)
+    first: dict[str, int] = {}
+    tasks: list[Task] = []
+    for number, task in _good(rows, settings, lenient):
+        if task.id in first and not repeated:
+            rows.refuse(number, BadRow("duplicate", f"the same prompt as {rows.place(first[task.id])}"))
+        else:
+            first.setdefault(task.id, number)
+            tasks.append(task)
+    rows.finish(len(tasks))
+    return tasks, rows.skipped
 
 
 def read_held_out(recipe: Recipe) -> list[Prompt]:
-    """The held-out prompts of the evaluation, read as the training prompts are."""
-    prompts, _ = read_prompts(recipe.prompts.model_copy(update={"path": recipe.evaluation.prompts}))
-    return prompts
+    """The held-out prompts of the evaluation, in any format.
+
+    ``prompts.columns`` is about other data: a row that lacks such a column is read under its own names.
+    """
+    settings = RowSettings(
+        path=recipe.evaluation.prompts,
+        columns=recipe.prompts.columns,
+        max_characters=recipe.prompts.max_characters,
+        on_bad_line=recipe.prompts.on_bad_line,
+    )
+    return [task.prompt for task in read_tasks(settings, lenient=True)[0]]
 
 
 @dataclass(frozen=True)
-class Graded:
-    """A line of judging data: a response with its judgement, whose score is the label."""
+class Document:
+    """A text that an instruction can be made for."""
 
-    prompt: str
-    response: str
-    judgement: str
-    reference: str | None = None
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """A line of instruction data."""
-
-    prompt: str
-    response: str
+    id: str
+    text: str
+    license: str | None = None
 
 
-def read_graded(path: Path) -> list[Graded]:
-    """Judging data (EFT). Raises ValueError that names each bad line."""
-    rows: list[Graded] = []
+def read_documents(settings: RowSettings) -> tuple[list[Document], dict[str, int]]:
+    """All documents in their order, and the number of bad rows by reason: rows with ``text``, or a text a line.
 
-    def add(_: int, row: dict[str, Any]) -> None:
-        prompt, response, judgement = _texts(row, "prompt", "response", "judgement")
-        rows.append(Graded(prompt, response, judgement, _reference(row)))
+    Raises:
+        ValueError: bad rows with ``on_bad_line: error``, each named, or no good row at all.
+    """
+    rows = Rows(settings)
+    found: dict[str, Document] = {}
+    first: dict[str, int] = {}
 
-    _read_lines(path, add)
-    return rows
+    def document(row: Row) -> list[Document]:
+        row = mapped(row, settings.columns)
+        text = text_of(row, "text")
+        return [Document(content_id("document", text), text, optional_text(row, "license") or settings.license)]
+
+    for number, each in rows.made(document):
+        if each.id in found:
+            rows.refuse(number, BadRow("duplicate", f"the same document as {rows.place(first[each.id])}"))
+        else:
+            found[each.id], first[each.id] = each, number
+    rows.finish(len(found))
+    return [*found.values()], rows.skipped
 
 
-def read_demonstrations(path: Path) -> list[Demonstration]:
-    """Instruction data (IFT). Raises ValueError that names each bad line."""
-    rows: list[Demonstration] = []
-    _read_lines(path, lambda _, row: rows.append(Demonstration(*_texts(row, "prompt", "response"))))
-    return rows
+def _good(rows: Rows, settings: RowSettings, lenient: bool = False) -> Iterator[tuple[int, Task]]:
+    """Each task that is not too long, with the number of its row."""
+    source = name_of(settings)
+    for number, task in rows.made(lambda row: tasks_of(row, settings, source, lenient)):
+        length = len(task.prompt.text)
+        if length > settings.max_characters:
+            rows.refuse(number, BadRow("over_long", f"{length} characters, more than {settings.max_characters}"))
+        else:
+            yield number, task
 
 
-class _BadLine(Exception):
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+def _require(num: int | None, have: int, settings: RowSettings, passed: str = "") -> None:
+    if num is not None and num > have:
+        raise ValueError(
+            f"prompts.num asks for {num} prompts of {settings.path or settings.hub}, which has {have}{passed}. "
+            "Lower num, or its weight in a mixture, or add prompts"
+        )
 
 
-def _read_lines(path: Path, add: Callable[[int, dict[str, Any]], None], skip: bool = False) -> dict[str, int]:
-    """Hands each line to ``add``; bad ones are counted by reason, or collected into one error."""
+def _next(tasks: Sequence[Task], desk: Desk, settings: RowSettings) -> list[Task]:
+    if desk.num is None:
+        return [*tasks]
+    _require(desk.num, len(tasks), settings)
+    start = sum(desk.before)
+    return [tasks[(start + place) % len(tasks)] for place in range(desk.num)]
+
+
+def _filtered(every: Sequence[Task], desk: Desk, settings: RowSettings) -> list[Task]:
+    """The next tasks of those that pass the filters; what was taken out between them is handed on to the desk.
+
+    The filters begin anew: to the iteration's own a row that comes again would be a duplicate of itself.
+    """
+    filters = desk.filters.fresh()
+    if desk.num is None:
+        passed = filters.admit(every)
+        desk.filters.take_over(filters.removed, passed)
+        return passed
+    start = sum(desk.before)
+    passed = filters.admit(every, most=start + desk.num)
+    _require(desk.num, len(passed), settings, " that pass prompts.filters")
+    place = {task.id: number for number, task in enumerate(every)}
+    chosen = [passed[(start + number) % len(passed)] for number in range(desk.num)]
+    before = place[passed[(start - 1) % len(passed)].id] if start else -1
+    desk.filters.take_over(_between(filters.removed, place, before, place[chosen[-1].id]), chosen)
+    return chosen
+
+
+def _between(removed: Sequence[Removal], place: dict[str, int], after: int, to: int) -> list[Removal]:
+    """Those of the rows after one and up to another, starting over at the end."""
+    if after < to:
+        return [each for each in removed if after < place[each.id] < to]
+    return [each for each in removed if place[each.id] > after] + [each for each in removed if place[each.id] < to]
+
+
+def _streamed(settings: RowSettings, sizes: Sequence[int]) -> tuple[list[Task], dict[str, int]]:
+    """The last of windows that follow one another in the rows, and the number of bad rows within it by reason.
+
+    Args:
+        settings: the rows.
+        sizes: how many tasks each window has.
+    """
+    left = [size for size in sizes if size]
+    window: dict[str, Task] = {}
     skipped: dict[str, int] = {}
-    messages, good = [], 0
-    for number, line in _numbered(path):
-        try:
-            add(number, _row(line))
-            good += 1
-        except _BadLine as bad:
-            skipped[bad.reason] = skipped.get(bad.reason, 0) + 1
-            messages.append(f"{path}:{number}: {bad}")
-    if messages and not skip:
-        more = f"\n... and {len(messages) - SHOWN} more" if len(messages) > SHOWN else ""
-        raise ValueError("\n".join(messages[:SHOWN]) + more + "\nMend these lines, or remove them")
-    if not good:
-        raise ValueError(f"{path} has no usable line: {skipped or 'it is empty'}")
-    return skipped
-
-
-def _numbered(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            yield number, raw.decode("utf-8", errors="replace")
-
-
-def _row(line: str) -> dict[str, Any]:
-    if not line.strip():
-        raise _BadLine("empty", "an empty line")
-    if "\ufffd" in line:
-        raise _BadLine("malformed", "not UTF-8")
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise _BadLine("malformed", f"not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise _BadLine("malformed", f"a JSON object is wanted, and this is a {type(row).__name__}")
-    if re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)):
-        raise _BadLine("malformed", "half of a surrogate pair, such as \\ud83d alone, which is no character")
-    return row
-
-
-def _texts(row: dict[str, Any], *names: str) -> list[str]:
-    for name in names:
-        value = row.get(name)
-        if not isinstance(value, str):
-            raise _BadLine("malformed", f"`{name}` is {value!r}, and a text is wanted")
-        if not value.strip():
-            raise _BadLine("empty", f"`{name}` is empty")
-    return [row[name] for name in names]
-
-
-def _prompt(row: dict[str, Any], source: str) -> Prompt:
-    if "messages" in row:
-        messages = _messages(row["messages"])
-    else:
-        messages = [{"role": "user", "content": _texts(row, "prompt")[0]}]
-    return Prompt.make(messages, source, _reference(row))
-
-
-def _reference(row: dict[str, Any]) -> str | None:
-    return _texts(row, "reference")[0] if row.get("reference") is not None else None
-
-
-def _messages(value: Any) -> list[Message]:
-    if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
-        raise _BadLine("malformed", f"`messages` is {value!r}, and a list of messages is wanted")
-    for item in value:
-        _texts(item, "role", "content")
-        if item["role"] not in ROLES:
-            raise _BadLine("malformed", f"role {item['role']!r} is none of {', '.join(ROLES)}")
-    if value[-1]["role"] != "user":
-        raise _BadLine("malformed", f"the last message is the {value[-1]['role']}'s, and the user's is wanted")
-    return [{"role": item["role"], "content": item["content"]} for item in value]
+    while True:
+        rows, num_left, num_good = Rows(settings, skipped=skipped), len(left), 0
+        for number, task in _good(rows, settings):
+            num_good += 1
+            if task.id in window:
+                rows.refuse(number, BadRow("duplicate", "the same prompt as another one of this iteration"))
+                continue
+            window[task.id] = task
+            if len(window) == left[0]:
+                if len(left) == 1:
+                    return [*window.values()], skipped
+                left.pop(0)
+                window.clear()
+                skipped.clear()
+        rows.finish(num_good)
+        if len(left) == num_left:  # no window was filled in all of the data
+            _require(left[0], len(window), settings)

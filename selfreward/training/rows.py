@@ -10,7 +10,7 @@ from typing import Any
 from selfreward.chat import ChatEncoder, fits
 from selfreward.judges import Panel
 from selfreward.plan import names
-from selfreward.prompts.dataset import read_graded
+from selfreward.prompts.seed_data import read_graded
 from selfreward.records import PreferencePair, derive_seed
 from selfreward.rundir import Run
 
@@ -102,6 +102,7 @@ def _rehearsed(run: Run, iteration: int, num: int) -> list[Row]:
     the pretraining mix of InstructGPT (arXiv 2203.02155) with judging data in the place of pretraining data.
     """
     assert run.recipe.seed_data is not None
+    assert run.recipe.seed_data.eft is not None
     examples = Panel(run.recipe.judge).examples(read_graded(run.recipe.seed_data.eft))
     rng = random.Random(derive_seed(run.recipe.seed, iteration, "rehearsal"))
     chosen = rng.sample(examples, min(num, len(examples)))

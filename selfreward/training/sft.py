@@ -12,7 +12,7 @@ from trl import SFTConfig
 from selfreward.chat import ChatEncoder, load_tokenizer
 from selfreward.handover import LogProbs
 from selfreward.judges import Panel
-from selfreward.prompts.dataset import read_demonstrations, read_graded
+from selfreward.prompts.seed_data import read_demonstrations, read_graded
 from selfreward.rundir import Run
 from selfreward.training.common import (
     checkpoints_folder,
@@ -104,9 +104,9 @@ def _cast(run: Run, trained: Path, ids: list[list[int]]) -> LogProbs:
 def seed_rows(run: Run) -> list[dict[str, Any]]:
     """IFT and EFT in TRL's prompt-completion format; EFT's prompt is the judge's own."""
     assert run.recipe.seed_data is not None
-    rows = [
-        _row([{"role": "user", "content": d.prompt}], d.response) for d in read_demonstrations(run.recipe.seed_data.ift)
-    ]
+    rows = [_row(each.messages, each.response) for each in read_demonstrations(run.recipe.seed_data.ift)]
+    if run.recipe.seed_data.eft is None:
+        return rows
     examples = Panel(run.recipe.judge).examples(read_graded(run.recipe.seed_data.eft))
     return rows + [_row(example.messages, example.judgement) for example in examples]
 
