@@ -4,6 +4,8 @@ import asyncio
 import random
 from collections.abc import Sequence
 
+import writers
+
 from selfreward.engines import Completion, SamplingParams
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.judges.additive import AdditiveJudge
@@ -64,3 +66,35 @@ class AnyText(AdditiveJudge):
 
     def parse(self, text: str, cut: bool = False) -> tuple[float | None, str | None]:
         return float(len(text) % 6), None
+
+
+class Pupil(ScriptedEngine):
+    """Answers of 1 to 5 words, by the first word of the prompt; the judge counts them, and 5 words solve it.
+
+    ``Easy`` is always solved, ``Hard`` and ``Even`` never, ``Mixed`` now and then; ``Learned`` is mixed for M1 and
+    always solved by later models. Prompts evolve by one word.
+    """
+
+    @staticmethod
+    def script(model: str, text: str, seed: int) -> str:
+        if "<given-prompt>" in text:
+            return text.partition("<given-prompt>\n")[2].partition("\n</given-prompt>")[0] + " Harder."
+        if text.startswith("Below are two prompts"):
+            return "Not equal"
+        if text.startswith(REVIEW):
+            return numbers(model, text, seed)
+        kind, number, *_ = text.split()
+        if kind == "Learned":
+            kind = "Easy" if "iter_" in model else "Mixed"
+        low = int(number)
+        words = {"Easy": 5, "Hard": 1, "Even": 3 + seed % 2, "Mixed": 5 if seed % 2 else low}[kind]
+        return " ".join(["fox"] * words)
+
+
+class Author(ScriptedEngine):
+    """Writes tasks as a real model does; answers and judges as ``Numbers``."""
+
+    @staticmethod
+    def script(model: str, text: str, seed: int) -> str | Completion:
+        reply = writers.reply(model, text, seed)
+        return numbers(model, text, seed) if reply is None else reply

@@ -1,0 +1,107 @@
+"""The instructions that documents answer, kept where the model finds both fitting (backtranslation, 2308.06259)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from selfreward.engines import Sampler, SamplingParams
+from selfreward.judges.scores import read_score
+from selfreward.prompts.base import Desk
+from selfreward.prompts.dataset import Document, counted, read_documents
+from selfreward.prompts.replies import failure, greedy, read_prompt, template
+from selfreward.records import Task
+from selfreward.settings.prompts import SourceSettings
+
+LOWEST, HIGHEST = 1, 5
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A document with its instruction, unless the reply was useless; its score, or why there is none."""
+
+    task: Task | None = None
+    useless: str | None = None
+    score: float | None = None
+    error: str | None = None
+
+
+class BacktranslationSource:
+    """Each iteration goes on behind the last document that an earlier one kept, and never starts over.
+
+    It takes as many documents as tasks are missing, again and again, until there are enough or no document is left:
+    so none is asked for in vain.
+    """
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self._settings = settings
+        self._params, self._greedy = SamplingParams.of(settings.generation), greedy(settings)
+        self._predict = template("backtranslation_instruction", "document")
+        self._rate = template("backtranslation_score", "instruction", "document")
+
+    def check(self) -> None:
+        if not any(map(self._fits, read_documents(self._settings)[0])):
+            raise ValueError(
+                f"backtranslation.max_characters is {self._settings.backtranslation.max_characters}, and every "
+                "document is longer. Raise it, or divide the documents"
+            )
+
+    def tasks(self, desk: Desk) -> list[Task]:
+        """The tasks of an iteration in the order of their documents, which are their outputs and references.
+
+        Raises:
+            ValueError: bad rows.
+        """
+        documents = counted(desk, read_documents(self._settings))
+        queue = [document for document in documents if self._fits(document)]
+        if over_long := len(documents) - len(queue):
+            desk.count("skipped_over_long", over_long)
+        kept = {task.parent_id for task in desk.earlier}
+        queue = queue[max((place for place, each in enumerate(queue, start=1) if each.id in kept), default=0) :]
+        engine = desk.engine_of(self._settings)
+        made: list[Task] = []
+        while queue and len(made) < desk.wanted:
+            num = desk.wanted - len(made)
+            documents, queue = queue[:num], queue[num:]
+            pairs = desk.gather("documents", documents, lambda each: self._pair(desk, engine, each))
+            made += desk.filters.admit(self._curated(desk, pairs))
+        return made
+
+    def _fits(self, document: Document) -> bool:
+        return len(document.text) <= self._settings.backtranslation.max_characters
+
+    async def _pair(self, desk: Desk, engine: Sampler, document: Document) -> _Pair:
+        seeds = [desk.derive("backtranslation", step, document.id) for step in ("write", "rate")]
+        [written] = await engine.sample(self._predict.fill(document=document.text), self._params, seeds[:1])
+        instruction, useless = read_prompt(written)
+        if useless is not None:
+            return _Pair(useless=useless)
+        task = Task.make(
+            instruction,
+            "backtranslation",
+            output=document.text,
+            parent_id=document.id,
+            reference=document.text,
+            license=document.license,
+        )
+        request = self._rate.fill(instruction=instruction, document=document.text)
+        [rating] = await engine.sample(request, self._greedy, seeds[1:])
+        score, error = read_score(rating.text, LOWEST, HIGHEST, cut=rating.finish_reason == "length")
+        return _Pair(task, score=score, error=failure(rating) or error)
+
+    def _curated(self, desk: Desk, pairs: Sequence[_Pair]) -> list[Task]:
+        """The tasks of the pairs that the model scores high enough; the others are counted and recorded."""
+        least, stay = self._settings.backtranslation.min_score, []
+        for pair in pairs:
+            desk.count("documents")
+            if pair.task is None:
+                desk.count(f"failed_{pair.useless}")
+            elif pair.score is None:
+                desk.count("unreadable_scores")
+                desk.filters.record(pair.task, "curation", f"the model's score can't be read: {pair.error}")
+            elif pair.score < least:
+                desk.count("low_scores")
+                desk.filters.record(pair.task, "curation", f"the model's score is {pair.score:g}, below {least}")
+            else:
+                stay.append(replace(pair.task, figures={"score": pair.score}))
+        return stay

@@ -1,0 +1,101 @@
+"""Prompts that the models of a run find informative, asked again or evolved, beside fresh rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from selfreward.prompts.base import Desk
+from selfreward.prompts.dataset import check_rows, counted, read_tasks
+from selfreward.prompts.evol_instruct import Evolver
+from selfreward.records import Difficulty, Task
+from selfreward.settings.prompts import CurriculumSettings, PromptSettings, SourceSettings
+
+
+class CurriculumSource:
+    """A share of what earlier iterations asked and a model could learn from, and fresh rows for the rest.
+
+    The most informative come first: those whose responses' scores differ most, as they did when the prompt was asked
+    last. Rows are taken in their order, and once all were taken, those that were asked least often. Where too few
+    prompts are informative, more rows are taken.
+    """
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self._settings = settings
+        self._evolver = Evolver(settings) if settings.curriculum.evolve else None
+
+    def check(self) -> None:
+        check_rows(self._settings, self._settings.num if isinstance(self._settings, PromptSettings) else None)
+
+    def tasks(self, desk: Desk) -> list[Task]:
+        """The tasks of an iteration: first what comes from earlier ones, then the fresh rows.
+
+        Raises:
+            ValueError: bad rows, or fewer than prompts are wanted.
+        """
+        rows = counted(desk, read_tasks(self._settings))
+        if desk.wanted > len(rows):
+            raise ValueError(
+                f"curriculum wants {desk.wanted} prompts, and there are {len(rows)} rows. Lower num or add rows"
+            )
+        wanted = round(desk.wanted * self._settings.curriculum.again)
+        found = informative(desk.earlier, desk.tried, self._settings.curriculum)
+        desk.count("informative", len(found))
+        if self._evolver is None:
+            again = found[:wanted]
+        else:
+            # What has evolved is left to what became of it; a row may name a parent of its own.
+            own = {row.id for row in rows}
+            parents = {task.parent_id for task in desk.earlier if task.id not in own}
+            again = self._evolved(self._evolver, desk, [task for task in found if task.id not in parents], wanted)
+        desk.count("again", len(again))
+        fresh = self._fresh(desk, rows, again)
+        desk.count("fresh", len(fresh))
+        return [*again, *fresh]
+
+    def _evolved(self, evolver: Evolver, desk: Desk, found: Sequence[Task], wanted: int) -> list[Task]:
+        """New tasks of as many as it takes."""
+        made: list[Task] = []
+        while found and len(made) < wanted:
+            num = wanted - len(made)
+            made += [child for child in evolver.evolve(desk, found[:num], 1) if child is not None]
+            found = found[num:]
+        return made
+
+    def _fresh(self, desk: Desk, rows: Sequence[Task], again: Sequence[Task]) -> list[Task]:
+        """The next rows; those that were asked before have passed the filters then."""
+        num, asked = desk.wanted - len(again), Counter(task.id for task in desk.earlier)
+        # Rows in front of the last one that was asked and never asked themselves had been taken out by filters.
+        last = max((place for place, row in enumerate(rows, start=1) if row.id in asked), default=0)
+        made = desk.filters.admit(rows[last:], most=num)
+        taken = {task.id for task in again}
+        known = sorted((row for row in rows if row.id in asked and row.id not in taken), key=lambda row: asked[row.id])
+        return made + known[: num - len(made)]
+
+
+def informative(earlier: Iterable[Task], tried: Iterable[Difficulty], settings: CurriculumSettings) -> list[Task]:
+    """The tasks that a model could learn from when they were asked last, those of greatest spread first.
+
+    Args:
+        earlier: what was asked; a task may be there several times.
+        tried: how it went, in the order of the iterations.
+        settings: what counts as informative.
+    """
+    tasks = {task.id: task for task in earlier}
+    latest = {record.prompt_id: record for record in tried if record.prompt_id in tasks}
+    found = [record for record in latest.values() if _is_informative(record, settings)]
+    return [tasks[record.prompt_id] for record in sorted(found, key=_by_spread)]
+
+
+def _is_informative(record: Difficulty, settings: CurriculumSettings) -> bool:
+    if record.spread is None or record.spread < settings.min_spread:
+        return False
+    if record.solved is None:
+        return True
+    # Where no score was named from which on a prompt is solved, few models ever reach the best one there is.
+    return record.solved < 1 and (settings.solved is None or record.solved > 0)
+
+
+def _by_spread(record: Difficulty) -> tuple[float, str]:
+    assert record.spread is not None
+    return -record.spread, record.prompt_id

@@ -1,0 +1,94 @@
+"""Rows answered by a teacher that is asked to explain (Orca, arXiv 2306.02707)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from selfreward.engines import SamplingParams
+from selfreward.prompts.base import Desk
+from selfreward.prompts.dataset import counted, read_tasks
+from selfreward.prompts.replies import TEMPLATES, failure, in_turn
+from selfreward.records import Task
+from selfreward.settings.prompts import SourceSettings
+
+
+class ExplainSource:
+    """Each iteration takes the rows behind the last one that was answered, each under one of several system messages.
+
+    Answers that are empty or truncated are left out, and further rows follow in their place, each once an iteration.
+    """
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self._settings = settings
+        self._params = SamplingParams.of(settings.generation)
+        self._messages = read_system_messages(settings.explain.messages or TEMPLATES / "explain.txt")
+
+    def check(self) -> None:
+        read_tasks(self._settings)
+
+    def tasks(self, desk: Desk) -> list[Task]:
+        """The tasks of an iteration in the order of the rows; fewer than wanted where rows run out.
+
+        Raises:
+            ValueError: bad rows.
+        """
+        rows = counted(desk, read_tasks(self._settings))
+        engine = desk.engine_of(self._settings)
+        queue = in_turn(rows, self._taken(rows, desk.earlier))
+        # A row that comes again after all others is no duplicate of itself.
+        filters = desk.filters.fresh()
+        made: list[Task] = []
+
+        async def answered(task: Task) -> tuple[Task, str | None]:
+            [answer] = await engine.sample(task.messages, self._params, [desk.derive("explain", "answer", task.id)])
+            return replace(task, output=answer.text.strip()), failure(answer)
+
+        while queue and len(made) < desk.wanted:
+            num = desk.wanted - len(made)
+            taken, queue = queue[:num], queue[num:]
+            tasks = [self._task(row, desk.derive("explain", "message", row.id)) for row in taken]
+            pairs = desk.gather("explanations", tasks, answered)
+            for task, useless in pairs:
+                if useless is not None:
+                    desk.count(f"failed_{useless}")
+                    desk.filters.record(task, "unanswered", useless)
+            made += filters.admit([task for task, useless in pairs if useless is None])
+        desk.filters.take_over(filters.removed, made)
+        return made
+
+    def _taken(self, rows: Sequence[Task], earlier: Sequence[Task]) -> int:
+        """The place behind the row that was answered last."""
+        places = {row.id: place for place, row in enumerate(rows, start=1)}
+        return next((places[task.parent_id] for task in reversed(earlier) if task.parent_id in places), 0)
+
+    def _task(self, row: Task, seed: int) -> Task:
+        """The row under a system message, in place of its own if it has one."""
+        system = {"role": "system", "content": self._messages[seed % len(self._messages)]}
+        return Task.make(
+            row.instruction,
+            "explain",
+            row.input,
+            context=[system, *(message for message in row.context if message["role"] != "system")],
+            parent_id=row.id,
+            reference=row.reference,
+            license=row.license,
+            is_classification=row.is_classification,
+        )
+
+
+def read_system_messages(path: Path) -> list[str]:
+    """The messages of a text file, which have empty lines between them.
+
+    Raises:
+        ValueError: there is none, or the file is not UTF-8.
+    """
+    try:
+        found = [part.strip() for part in re.split(r"\n\s*\n", path.read_text("utf-8")) if part.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8: {error}. Save the file as UTF-8") from None
+    if not found:
+        raise ValueError(f"{path} is empty. Write system messages with empty lines between them")
+    return found

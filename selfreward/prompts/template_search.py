@@ -1,0 +1,180 @@
+"""Prompts that ask for tasks evolve too: the model proposes variants, and the one that does best is used.
+
+This is Self-Instruct (arXiv 2212.10560) one level up. A prompt is worth the product of three measures, each from 0 to
+1, on a few requests with the same examples and seeds for all of them:
+
+- yield: tasks that the filters let pass over a pool of their own, for each one asked for, at most 1;
+- novelty: 1 minus the greatest ROUGE-L F measure with the seeds and earlier tasks, on the average of those;
+- quality: the model's own scores of some of those, 1 to 5, on the average, divided by 5.
+
+Variants replace the current prompt only where they are worth more. One whose tasks all stay unscored is worth nothing
+that could be compared, and is not used.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import mean
+
+from selfreward.engines import Sampler, SamplingParams
+from selfreward.judges.scores import read_score
+from selfreward.judges.template import Template
+from selfreward.prompts.author import Author, Reply
+from selfreward.prompts.base import Desk
+from selfreward.prompts.filters.rouge import RougeIndex
+from selfreward.prompts.replies import failure, greedy, template, unwrap
+from selfreward.records import Task, TemplateTrial, content_id
+from selfreward.settings.prompts import SourceSettings
+
+BEST_SCORE = 5
+_PLACE = re.compile(r"\{\w+\}")
+_FENCED = re.compile(r"<([A-Za-z][\w-]*)>\s*\{examples\}\s*</\1>")
+_PROMPT = re.compile(r"<prompt(?:-\d+)?>(?P<inside>.*?)</prompt(?:-\d+)?>", re.DOTALL)
+
+
+class TemplateSearch:
+    """Chooses the prompt of one iteration."""
+
+    def __init__(self, settings: SourceSettings, author: Author, desk: Desk, engine: Sampler) -> None:
+        self._settings = settings.self_instruct
+        self._author, self._desk, self._engine = author, desk, engine
+        self._writing = SamplingParams.of(settings.generation)
+        self._judging = greedy(settings)
+        self._ask = template("template_variant", "prompt", "places")
+        self._quality = template("instruction_quality", "instruction")
+
+    def best(self, seeds: Sequence[Task], human: Sequence[Task], machine: Sequence[Task]) -> Template:
+        """The prompt that is worth most; all that were measured are put on the desk's ``trials``.
+
+        Args:
+            seeds: what the filters know of them.
+            human: seeds that can be examples.
+            machine: tasks of earlier iterations that can be examples.
+        """
+        # Parts of a mixture may have prompts of their own, each with its descendants.
+        origin = content_id("template", self._author.template.text)
+        used = [each.text for each in self._desk.templates if each.used and each.origin == origin]
+        current = self._template(used[-1]) if used else self._author.template
+        templates = [current, *self._variants(current)]
+        trials = self._measure(templates, origin, [*seeds, *self._desk.earlier], self._drawn(human, machine))
+        # A prompt that is not known to be better than the current one does not take its place.
+        worth = [trial.worth or 0.0 for trial in trials]
+        place = worth.index(max(worth)) if trials[0].worth is not None else 0
+        trials[place] = replace(trials[place], used=True)
+        self._desk.trials.extend(trials)
+        for name in ("accepted", "novelty", "quality", "worth"):
+            self._desk.figures[f"template_{name}"] = getattr(trials[place], name)
+        self._desk.figures["template_worth_before"] = trials[0].worth
+        self._desk.figures["template_changed"] = int(place > 0)
+        return templates[place]
+
+    def _variants(self, current: Template) -> list[Template]:
+        """Prompts that the model proposes in place of the current one, no two alike."""
+        desk, places = self._desk, sorted(_PLACE.findall(current.text))
+        messages = self._ask.fill(prompt=current.text, places=" and ".join(dict.fromkeys(places)))
+
+        async def propose(number: int) -> str | None:
+            [completion] = await self._engine.sample(messages, self._writing, [desk.derive("variant", number)])
+            if failure(completion):
+                return None
+            tagged = _PROMPT.search(completion.text)
+            return tagged["inside"].strip() if tagged else unwrap(completion.text)
+
+        seen, found = {_words(current.text)}, []
+        for text in desk.gather("variants of the prompt", range(self._settings.template_variants), propose):
+            if text is None or sorted(_PLACE.findall(text)) != places or _is_fenced(text) < _is_fenced(current.text):
+                desk.count("template_invalid")
+            elif _words(text) in seen:
+                desk.count("template_repeated")
+            else:
+                seen.add(_words(text))
+                found.append(self._template(text))
+        desk.count("template_variants", len(found))
+        return found
+
+    def _drawn(self, human: Sequence[Task], machine: Sequence[Task]) -> list[tuple[list[Task], int]]:
+        """The examples and the seed of each request, the same for all prompts."""
+        desk, author = self._desk, self._author
+        return [
+            (author.draw(human, machine, desk.derive("trial examples", place)), desk.derive("trial", place))
+            for place in range(self._settings.template_budget)
+        ]
+
+    def _measure(
+        self,
+        templates: Sequence[Template],
+        origin: str,
+        pool: Sequence[Task],
+        drawn: Sequence[tuple[list[Task], int]],
+    ) -> list[TemplateTrial]:
+        """One trial a prompt, none of them used yet."""
+        asked = [(each, *request) for each in templates for request in drawn]
+        replies = self._desk.gather("trials of the prompt", asked, lambda each: self._author.ask(self._engine, *each))
+        admitted = [
+            self._admitted(replies[start : start + len(drawn)], pool) for start in range(0, len(asked), len(drawn))
+        ]
+        chosen = [self._drawn_of(tasks) for tasks in admitted]
+        novelties = _novelties(chosen, pool)
+        qualities = self._qualities(chosen)
+        self._desk.count("template_requests", len(asked))
+        wanted = len(drawn) * self._settings.tasks
+        return [
+            _trial(each.text, origin, min(1.0, len(tasks) / wanted), novelty, quality)
+            for each, tasks, novelty, quality in zip(templates, admitted, novelties, qualities, strict=True)
+        ]
+
+    def _admitted(self, replies: Sequence[Reply], pool: Sequence[Task]) -> list[Task]:
+        filters = self._desk.filters.fresh()
+        filters.know(pool)
+        return filters.admit([task for reply in replies for task in reply.tasks])
+
+    def _drawn_of(self, tasks: Sequence[Task]) -> list[Task]:
+        """Those of a prompt's tasks that are looked at closely."""
+        rng = random.Random(self._desk.derive("judged"))
+        return rng.sample(tasks, min(self._settings.template_budget, len(tasks)))
+
+    def _qualities(self, chosen: Sequence[Sequence[Task]]) -> list[float | None]:
+        """The mean score of the tasks of each prompt, over the best score; None where none was scored."""
+
+        async def score(task: Task) -> float | None:
+            messages = self._quality.fill(instruction=task.messages[-1]["content"])
+            [completion] = await self._engine.sample(messages, self._judging, [self._desk.derive("quality")])
+            return read_score(completion.text, 1, BEST_SCORE, cut=completion.finish_reason == "length")[0]
+
+        every = iter(self._desk.gather("quality", [task for tasks in chosen for task in tasks], score))
+        scores = [[next(every) for _ in tasks] for tasks in chosen]
+        known = [[each for each in of_prompt if each is not None] for of_prompt in scores]
+        self._desk.count("template_unscored", sum(map(len, scores)) - sum(map(len, known)))
+        return [mean(of_prompt) / BEST_SCORE if of_prompt else None for of_prompt in known]
+
+    def _template(self, text: str) -> Template:
+        return Template("variant", None, ("examples",), text)
+
+
+def _novelties(admitted: Sequence[Sequence[Task]], pool: Sequence[Task]) -> list[float | None]:
+    """How far the tasks of each prompt are from the nearest of the pool, on the average; None where there are none."""
+    index = RougeIndex(0.0, "unicode")
+    for task in pool:
+        index.add(task.alone, task.instruction)
+    found: list[float | None] = []
+    for tasks in admitted:
+        near = [index.nearest(task.instruction) for task in tasks]
+        found.append(mean(1 - (each.f_measure if each else 0.0) for each in near) if near else None)
+    return found
+
+
+def _trial(text: str, origin: str, accepted: float, novelty: float | None, quality: float | None) -> TemplateTrial:
+    worth = None if novelty is None or quality is None else accepted * novelty * quality
+    return TemplateTrial(text, origin, accepted, novelty, quality, 0.0 if accepted == 0 else worth)
+
+
+def _is_fenced(text: str) -> bool:
+    """Whether the examples stand between tags, which no example can end."""
+    return _FENCED.search(text) is not None
+
+
+def _words(text: str) -> str:
+    return " ".join(text.casefold().split())
