@@ -8,7 +8,12 @@ from conftest import make_random_model
 
 import selfreward
 from selfreward.engines.scripted import ScriptedEngine
+from selfreward.evaluation.health import signs
+from selfreward.plan import Step
+from selfreward.prompts.base import Desk
+from selfreward.records import Task
 from selfreward.rundir import Run, iteration_of
+from selfreward.settings.prompts import SourceSettings
 
 TASKS = [f"Name {n} animals." for n in ("one", "two", "three", "four")]
 WORDS = "ant bear camel deer elk fox goat horse".split()
@@ -49,6 +54,38 @@ class Long(Collapsing):
 
 class Mode(Collapsing):
     disease = "mode"
+
+
+class Writer:
+    """A source that writes 24 prompts in an iteration; from the second on, as a subclass has it."""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self._verbs = "Name List Draw Count Praise Rank".split()
+
+    def check(self) -> None:
+        pass
+
+    def tasks(self, desk: Desk) -> list[Task]:
+        texts = self.healthy(desk) if desk.iteration == 1 else self.texts(desk)
+        return desk.filters.admit([Task.make(text, "test") for text in texts])
+
+    def healthy(self, desk: Desk) -> list[str]:
+        pairs = [(verb, word) for verb in self._verbs for word in WORDS[:4]]
+        return [f"{verb} the {word} of {n} {desk.iteration} lands" for n, (verb, word) in enumerate(pairs)]
+
+    def texts(self, desk: Desk) -> list[str]:
+        return self.healthy(desk)
+
+
+class Narrow(Writer):
+    def texts(self, desk: Desk) -> list[str]:
+        return [f"Name the fox of {n} lands" for n in range(100, 124)]
+
+
+class Stuck(Writer):
+    def texts(self, desk: Desk) -> list[str]:
+        desk.count("gave_up")
+        return [*(["fox"] * 300), *self.healthy(desk)[:20]]
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +139,58 @@ def test_mode_collapse_is_told_before_the_run_ends_for_want_of_pairs(recipe: Pat
 def test_constant_scores_end_the_run_as_there_is_nothing_to_train_on(recipe: Path) -> None:
     with pytest.raises(ValueError, match=r"iteration 2 made no pair of 4 prompts \(4 tie\)"):
         start(recipe, "constant", "engine.name=test_health:Constant")
+
+
+WRITTEN = ("prompts.num=24", "prompts.filters.use=[length]")
+
+
+def test_a_source_that_goes_on_writing_raises_no_alarm(recipe: Path) -> None:
+    assert alarms(start(recipe, "written", *WRITTEN, "prompts.source=test_health:Writer")) == []
+
+
+def test_prompts_that_become_one_are_told_with_what_they_were(recipe: Path) -> None:
+    run = start(recipe, "narrow", *WRITTEN, "prompts.source=test_health:Narrow")
+    assert alarms(run) == [
+        (
+            2,
+            "prompts lose diversity: distinct_roots 0.0417, 96% below 1 of iteration 1, more than "
+            "health.max_diversity_drop 0.5",
+        )
+    ]
+
+
+def test_a_source_that_makes_nothing_new_is_told(recipe: Path, tmp_path: Path) -> None:
+    run = start(recipe, "stuck", *WRITTEN, "prompts.source=test_health:Stuck")
+    assert alarms(run) == [
+        (2, "hardly anything new is made: accepted 0.0625, less than health.min_accepted 0.1"),
+        (2, "nothing new is made any more: 20 prompts, and prompts.num is 24"),
+    ]
+    off = ["health.min_accepted=null", f"run_dir={tmp_path}"]
+    unwatched = Run.create(selfreward.load_recipe(recipe, [*WRITTEN, *off]))
+    assert list(signs(unwatched, Step("prompts", 2), run.stage("prompts", 2).summary)) == []
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "told"),
+    [
+        ((24, 0.9), (24, 0.4), True),
+        ((24, 0.9), (24, 0.5), False),
+        ((8, 0.9), (8, 0.1), False),
+        ((24, 0.9), (60, 0.4), False),
+        ((100, 0.9), (5000, 0.4), True),
+        ((100, 0.9), (5, 0.4), True),
+    ],
+)
+def test_diversity_is_compared_where_numbers_of_prompts_allow(
+    recipe: Path, tmp_path: Path, then: tuple[int, float], now: tuple[int, float], told: bool
+) -> None:
+    run = Run.create(selfreward.load_recipe(recipe, [f"run_dir={tmp_path}"]))
+    for iteration, (prompts, distinct) in enumerate((then, now), start=1):
+        step = Step("prompts", iteration)
+        run.begin(step)
+        run.stage("prompts", iteration).write("records.jsonl", [])
+        run.commit(step, {"prompts": prompts, "distinct_2": distinct})
+    assert bool(list(signs(run, step, {"prompts": now[0], "distinct_2": now[1]}))) == told
 
 
 def test_a_halt_keeps_the_stage_and_names_the_ways_out(recipe: Path) -> None:

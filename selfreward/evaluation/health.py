@@ -9,6 +9,9 @@ from selfreward.plan import Step
 from selfreward.progress import console
 from selfreward.rundir import Run
 
+# Prompts of which the shares of distinct n-grams and roots are noise, and from which on their number has no influence.
+FEW, ENOUGH = 20, 100
+
 
 def watch(run: Run, step: Step, summary: Mapping[str, Any]) -> None:
     """Says what is wrong with a stage that was just finished, on the console and in ``metrics.jsonl``.
@@ -36,7 +39,10 @@ def require(run: Run, step: Step, summary: Mapping[str, Any]) -> None:
 def signs(run: Run, step: Step, summary: Mapping[str, Any]) -> Iterator[str]:
     """Each limit of ``health`` that a stage's figures are beyond, in words."""
     limits = run.recipe.health
-    if step.stage == "responses":
+    if step.stage == "prompts":
+        yield from _plateau(run, summary, limits.min_accepted)
+        yield from _narrower(run, summary, limits.max_diversity_drop)
+    elif step.stage == "responses":
         yield from _long(run, summary, limits.max_length_ratio)
         yield from _beyond(summary, "distinct", limits.min_distinct, "health.min_distinct", "mode collapse", below=True)
     elif step.stage == "pairs":
@@ -56,6 +62,30 @@ def _long(run: Run, summary: Mapping[str, Any], limit: float | None) -> Iterator
             f"responses grow: {now:.1f} tokens, {now / then:.2f} times those of iteration 1, more than "
             f"health.max_length_ratio {limit:g}"
         )
+
+
+def _plateau(run: Run, summary: Mapping[str, Any], limit: float | None) -> Iterator[str]:
+    yield from _beyond(summary, "accepted", limit, "health.min_accepted", "hardly anything new is made", below=True)
+    if limit is not None and summary.get("gave_up"):
+        yield f"nothing new is made any more: {summary['prompts']} prompts, and prompts.num is {run.recipe.prompts.num}"
+
+
+def _narrower(run: Run, summary: Mapping[str, Any], limit: float | None) -> Iterator[str]:
+    first = run.stage("prompts", 1)
+    if limit is None or not first.done or not _comparable(summary["prompts"], first.summary["prompts"]):
+        return
+    for name in ("distinct_2", "distinct_roots"):
+        now, then = summary.get(name), first.summary.get(name)
+        if now is not None and then is not None and now < (1.0 - limit) * then:
+            yield (
+                f"prompts lose diversity: {name} {now:.3g}, {1.0 - now / then:.0%} below {then:.3g} of iteration 1, "
+                f"more than health.max_diversity_drop {limit:g}"
+            )
+
+
+def _comparable(now: int, then: int) -> bool:
+    """Whether shares of what is distinct compare: of few prompts they say little, and many more repeat more."""
+    return then >= FEW and (now <= 1.5 * then or then >= ENOUGH)
 
 
 def _beyond(
