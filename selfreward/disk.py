@@ -22,6 +22,9 @@ COPIES = 2
 SAMPLED = ("anchors", "responses", "judgements", "previous_judgements", "lookahead", "meta")
 MARGIN = 128 << 20
 
+# Requests behind a prompt that a model makes: what it writes, compares, answers, and what filters take out.
+A_PROMPT = 5
+
 
 def require(run: Run, steps: Sequence[Step]) -> None:
     """Raises DiskFull if the disk has less room than the steps may take at most."""
@@ -40,6 +43,9 @@ def estimate(run: Run, step: Step) -> int:
     recipe = run.recipe
     if step.stage in TRAINING:
         return _training(run, step.iteration)
+    if step.stage == "prompts":
+        asked = [source for source in recipe.prompts.sources if source.needs_model]
+        return sum(_bytes(source.generation, A_PROMPT * (recipe.prompts.num or 0)) for source in asked)
     if step.stage in SAMPLED:
         return int(run.stage("prompts", step.iteration).summary["prompts"]) * _of_a_prompt(recipe, step)
     return 0

@@ -7,7 +7,7 @@ stage, and of every stage that reads it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,11 @@ from pydantic import BaseModel
 
 from selfreward.config import Recipe
 from selfreward.durable import hash_of, json_hash
-from selfreward.plan import Step, inputs, makes_model, plan, reads_models, reference_of
+from selfreward.plan import Step, inputs, makes_model, plan, reads_difficulty, reads_models, reference_of
 from selfreward.plan import names as plan_names
 from selfreward.recipe_file import submodel
 from selfreward.settings.engine import ModelSettings
+from selfreward.settings.prompts import PromptSettings
 from selfreward.stages import TRAINING
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ EXAMPLE_SETTINGS = (
     *("name", "template", "min_score", "max_score", "reference", "criteria", "members.count"),
     *("expected.think", "pairwise.think", "pairwise.labels", "rubric.together"),
 )
-_READING = ("prompts.max_characters", "prompts.on_bad_line")
+_READING = ("prompts.max_characters", "prompts.on_bad_line", "prompts.columns")
+_ENGINES = ("engine", "judge.engine", "prompts.engine")
 _RULES = ("responses.on_empty", "responses.on_truncated", "responses.on_duplicate")
 _VOTES = ("seed", "model", "engine", "judge")
 _VOTING = ("judgements", "previous_judgements")
@@ -79,12 +81,15 @@ NO_RESULT = (
     # Whatever it names, the bytes tell.
     "model.revision",
     "judge.model.revision",
+    "prompts.model.revision",
+    "prompts.filters.embedding.revision",
+    "prompts.filters.embedding.device",
     "judge.min_parse_rate",
-    *(f"{block}.{name}" for block in ("engine", "judge.engine") for name in ("max_in_flight", "max_restarts")),
-    *(f"{block}.{name}" for block in ("engine", "judge.engine") for name in ("stall_timeout", "transformers")),
+    *(f"{block}.{name}" for block in _ENGINES for name in ("max_in_flight", "max_restarts")),
+    *(f"{block}.{name}" for block in _ENGINES for name in ("stall_timeout", "transformers")),
     *(
         f"{block}.openai.{name}"
-        for block in ("engine", "judge.engine")
+        for block in _ENGINES
         for name in ("api_key_env", "max_concurrency", "max_retries", "timeout")
     ),
 )
@@ -135,6 +140,10 @@ def reads(run: Run, step: Step) -> dict[str, Any]:
     names = SETTINGS["seed" if step == Step("train", 0) else step.stage]
     if step.stage in TRAINING and run.recipe.training.rehearsal:
         names += _LABELS
+    if step.stage == "prompts" and run.recipe.prompts.parts:
+        names += ("seed",)
+    if step.stage == "prompts":
+        names += _of_prompts(run.recipe)
     without = NO_RESULT + (_COMBINING if step.stage in _VOTING else ())
     settings = {
         key: _value(key, value, run.recipe)
@@ -154,6 +163,26 @@ def reads(run: Run, step: Step) -> dict[str, Any]:
         settings["training.dpo.max_length"] = run.recipe.training.dpo_options(step.iteration).get("max_length")
     folders = [run.stage(s.stage, s.iteration) for s in inputs(run.recipe, step)]
     return {"settings": settings, "stages": {folder.name: folder.digest for folder in folders}}
+
+
+def _of_prompts(recipe: Recipe) -> tuple[str, ...]:
+    """The settings outside of ``prompts`` that its sources and filters read."""
+    prompts = recipe.prompts
+    asked = [source for source in prompts.sources if source.needs_model]
+    own = any(source.by != "teacher" for source in asked)
+    names = ["seed"] if asked or prompts.parts else []
+    names += ["model"] if own else []
+    names += ["engine"] if own or any(source.engine is None for source in asked) else []
+    names += ["judge"] if reads_difficulty(recipe) else []
+    foreign = any(":" in name for name in prompts.filter_names)
+    elsewhere = "decontamination" in prompts.filter_names and prompts.filters.decontamination.path is None
+    return (*names, *(["evaluation.prompts"] if foreign or elsewhere else []))
+
+
+def settings_of(settings: BaseModel) -> dict[str, Any]:
+    """All settings that decide a result, by dotted name, a file's or model's being the hash of its bytes."""
+    every = ((key, value) for key, value in _leaves(settings) if not _within(key, NO_RESULT))
+    return {key: _value(key, value, settings) for key, value in every}
 
 
 def begins_with(step: Step, read: dict[str, Any]) -> dict[str, Any]:
@@ -228,22 +257,39 @@ def _within(key: str, names: tuple[str, ...]) -> bool:
     # The settings of an ensemble's member are those of a judge.
     names = names if "members" not in key else (*names, *(n.replace("judge.", "judge.members.") for n in names))
     key = re.sub(r"\.members\.[0-9]+\.", ".members.", key)
+    key = re.sub(r"\.parts\.[0-9]+\.", ".", key)
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def _value(key: str, value: Any, recipe: Recipe) -> Any:
-    if key == "model.path":
-        return model_hash(recipe.model)
-    if key.endswith("model.path"):
-        place = re.fullmatch(r"judge\.members\.([0-9]+)\..*", key)
-        judge = recipe.judge.members[int(place[1])] if place else recipe.judge
-        assert judge.model is not None
-        return model_hash(judge.model)
+def _value(key: str, value: Any, recipe: BaseModel) -> Any:
+    """What a setting comes to: of what it names, the bytes tell."""
+    if key == "model.path" or key.endswith(".model.path"):
+        return model_hash(_at(recipe, key.removesuffix(".path")))
+    if key.endswith("filters.embedding.model") and value is not None:
+        revision = _at(recipe, key.removesuffix(".model")).revision
+        folder = Path(value) if Path(value).is_dir() else _snapshot(ModelSettings(path=value, revision=revision))
+        return _folder_hash(folder) if folder.is_dir() else MISSING
     if isinstance(value, Path):
         return f"sha256:{hash_of(value)}" if value.is_file() else MISSING
+    if key.endswith(".hub") and value is not None and Path(value).is_dir():
+        return _folder_hash(Path(value))
     if isinstance(value, dict):
-        return {name: option for name, option in value.items() if name not in NO_RESULT_OPTIONS}
+        value = {name: option for name, option in value.items() if name not in NO_RESULT_OPTIONS}
     return value
+
+
+def _at(settings: BaseModel, key: str) -> Any:
+    """The block or value under a dotted name."""
+    found: Any = settings
+    for name in key.split("."):
+        found = found[int(name)] if name.isdecimal() else getattr(found, name)
+    return found
+
+
+def _folder_hash(folder: Path) -> str:
+    """A hash of all files of a folder and their names."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return f"sha256:{json_hash([[str(path.relative_to(folder)), hash_of(path)] for path in files])}"
 
 
 def model_hash(settings: ModelSettings) -> str:
@@ -268,7 +314,21 @@ def _snapshot(settings: ModelSettings) -> Path:
         return Path(settings.path)
 
 
-def fetch(settings: ModelSettings) -> None:
+def fetch_all(prompts: PromptSettings, *models: ModelSettings | None) -> None:
+    """Brings every hub model to this machine that a recipe names.
+
+    Raises:
+        ValueError: there is no such model, or no way to it.
+    """
+    for model in (*models, *(source.model for source in prompts.sources)):
+        if model is not None:
+            fetch(model)
+    embedding = prompts.filters.embedding
+    if embedding.model is not None and "embedding" in prompts.filter_names:
+        fetch(ModelSettings(path=embedding.model, revision=embedding.revision), ["*"])
+
+
+def fetch(settings: ModelSettings, patterns: Sequence[str] = WEIGHTS) -> None:
     """Brings a hub model to this machine, so that its bytes are known before a run begins.
 
     Raises:
@@ -280,4 +340,4 @@ def fetch(settings: ModelSettings) -> None:
 
     if not Path(settings.path).is_dir():
         with model_errors(settings.path):
-            snapshot_download(settings.path, revision=settings.revision, allow_patterns=list(WEIGHTS))
+            snapshot_download(settings.path, revision=settings.revision, allow_patterns=list(patterns))

@@ -78,6 +78,33 @@ def reference_of(recipe: Recipe, iteration: int) -> int:
     return int(number) + 1 if number and int(number) < iteration else iteration
 
 
+def reads_past(recipe: Recipe) -> bool:
+    """Whether the prompts of an iteration depend on those of earlier ones: on all but rows as they are."""
+    return any(source.asks_a_model for source in recipe.prompts.sources)
+
+
+def keeps_tasks(recipe: Recipe) -> bool:
+    """Whether there is more to keep of prompts than what is asked: a model made them, or filters looked at them."""
+    return reads_past(recipe) or bool(recipe.prompts.filter_names)
+
+
+def reads_difficulty(recipe: Recipe) -> bool:
+    """Whether prompts are chosen by how earlier models did on theirs."""
+    return any(source.source == "curriculum" for source in recipe.prompts.sources)
+
+
+def searches_templates(recipe: Recipe) -> bool:
+    """Whether the prompts that ask for prompts evolve: each iteration improves on what the one before it used."""
+    sources = recipe.prompts.sources
+    return any(each.source == "self_instruct" and each.self_instruct.template_variants for each in sources)
+
+
+def _prompt_models(recipe: Recipe, t: int) -> list[int]:
+    """The t of each M_t that makes prompts in an iteration."""
+    makers = {source.by for source in recipe.prompts.sources if source.needs_model}
+    return sorted({t if by == "current" else 1 for by in makers if by != "teacher"})
+
+
 _JUDGED = ("prompts", "anchors", "responses")
 _SELECTS = (*_JUDGED, "judgements", "previous_judgements", "implicit")
 # The stages of the same iteration whose records a stage reads, as far as the recipe has them.
@@ -102,7 +129,7 @@ def reads_models(recipe: Recipe, step: Step) -> list[int]:
     """The t of each M_t that a step loads."""
     t = step.iteration
     return {
-        "prompts": [],
+        "prompts": _prompt_models(recipe, t),
         "anchors": [1],
         "previous_judgements": [t - 1],
         "implicit": [t - 1, t],
@@ -118,6 +145,10 @@ def inputs(recipe: Recipe, step: Step) -> list[Step]:
     found += [maker for m in reads_models(recipe, step) if (maker := makes_model(recipe, m)) is not None]
     if step.stage in stages.TRAINING and recipe.training.replay:
         found += [Step("pairs", earlier) for earlier in range(1, t)]
+    if step.stage == "prompts" and reads_past(recipe):
+        found += [Step("prompts", earlier) for earlier in range(1, t)]
+    if step.stage == "prompts" and reads_difficulty(recipe) and t > 1:
+        found += [Step("responses", t - 1), Step("judgements", t - 1)]
     if step.stage == "evaluate" and t:
         found.append(Step("evaluate", 0))
     return found

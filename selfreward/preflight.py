@@ -13,9 +13,13 @@ from selfreward.judges import Panel, Seat
 from selfreward.judges.constitutional import Constitution
 from selfreward.judges.expected import labels
 from selfreward.plan import Step, plan
-from selfreward.prompts.dataset import read_demonstrations, read_graded, read_held_out, read_prompts
+from selfreward.prompts.dataset import read_held_out, read_tasks
+from selfreward.prompts.filters.base import Filters
+from selfreward.prompts.seed_data import read_demonstrations, read_graded
 from selfreward.settings.engine import ModelSettings
 from selfreward.settings.judge import SelectionSettings
+from selfreward.settings.prompts import PromptSettings
+from selfreward.stages import TRAINING
 
 
 def preflight(recipe: Recipe) -> None:
@@ -39,24 +43,51 @@ def preflight(recipe: Recipe) -> None:
         MetaJudge(recipe.meta, recipe.judge)
     if recipe.responses.principles is not None:
         Constitution(recipe.responses)
-    registry.load(recipe.prompts.source, registry.PROMPT_SOURCES, "prompt source")(recipe.prompts).prompts(1)
+    if recipe.iterations:
+        check_prompts(recipe.prompts, recipe.evaluation.prompts)
     if recipe.seed_data is not None:
         read_demonstrations(recipe.seed_data.ift)
+    if recipe.seed_data is not None and recipe.seed_data.eft is not None:
         panel.examples(read_graded(recipe.seed_data.eft))
     if recipe.evaluation.prompts is not None:
         read_held_out(recipe)
     if recipe.evaluation.judging is not None:
         labels(read_graded(recipe.evaluation.judging), recipe.judge)
-    _check_model("model", recipe.model)
-    for judge in judges:
-        if judge.model is not None:
-            _check_model("judge.model", judge.model)
+    _check_models(recipe)
+
+
+def _check_models(recipe: Recipe) -> None:
+    judges = (recipe.judge, *recipe.judge.members)
+    every = [
+        ("model", recipe.model),
+        *(("judge.model", judge.model) for judge in judges),
+        *(("prompts.model", source.model) for source in recipe.prompts.sources),
+    ]
+    for key, model in every:
+        if model is not None:
+            check_model(key, model)
+
+
+def check_prompts(settings: PromptSettings, held_out: Path | None) -> None:
+    """Reads the rows that prompts come from, and makes the filters, as the stage will.
+
+    Raises:
+        ValueError: bad rows, an unknown name, or a file or library that a filter lacks.
+    """
+    registry.load(settings.source, registry.PROMPT_SOURCES, "prompt source")(settings).check()
+    for source in settings.sources:
+        if source.engine is not None:
+            registry.locate(source.engine.name, registry.ENGINES, "engine")
+    Filters(settings.filters, settings.filter_names, held_out)
 
 
 def require_engine(recipe: Recipe) -> None:
     """Refuses to start a run whose engine is not installed, which would come out after the seed stage only."""
+    if not any(step.stage not in TRAINING for step in plan(recipe)):
+        return
     judges = (recipe.judge, *recipe.judge.members)
-    names = {engine.name for engine in (recipe.engine, *(judge.engine for judge in judges)) if engine is not None}
+    others = (*(judge.engine for judge in judges), *(source.engine for source in recipe.prompts.sources))
+    names = {engine.name for engine in (recipe.engine, *others) if engine is not None}
     if "vllm" in names and importlib.util.find_spec("vllm") is None:
         raise ValueError(
             'engine.name is vllm, which is not installed. Install it (pip install "selfreward[vllm]"), '
@@ -64,7 +95,8 @@ def require_engine(recipe: Recipe) -> None:
         )
 
 
-def _check_model(key: str, settings: ModelSettings) -> None:
+def check_model(key: str, settings: ModelSettings) -> None:
+    """Raises ValueError, which begins with ``key``, for a local folder that is no model with a chat template."""
     folder = Path(settings.path)
     if not folder.is_dir():
         return
@@ -109,12 +141,15 @@ def describe(recipe: Recipe) -> str:
     if recipe.seed_data is None:
         lines.append("seed       none: M1 = M0")
     else:
-        lines.append(f"seed       SFT on {recipe.seed_data.ift.name} and {recipe.seed_data.eft.name} makes M1")
+        eft = recipe.seed_data.eft
+        lines.append(f"seed       SFT on {recipe.seed_data.ift.name}{f' and {eft.name}' if eft else ''} makes M1")
     responses, judge = recipe.responses, recipe.judge
-    num = recipe.prompts.num or len(read_prompts(recipe.prompts)[0])
+    if not recipe.iterations:
+        return "\n".join([*lines, f"steps      {_steps(plan(recipe))}"])
+    num = recipe.prompts.num or len(read_tasks(recipe.prompts)[0])
     lines += [
         f"loop       {recipe.iterations} iterations: M1 to M{recipe.iterations + 1}",
-        f"prompts    {num} an iteration, from {recipe.prompts.source}",
+        f"prompts    {num} an iteration, from {_sources(recipe.prompts)}",
         f"responses  {responses.n} a prompt by M_t on {recipe.engine.name}, temperature {responses.temperature}, "
         f"top_p {responses.top_p}: {num * responses.n} an iteration",
         *(f"judge      {_judge(seat, num * responses.n)}" for seat in Panel(judge).seats),
@@ -128,6 +163,20 @@ def describe(recipe: Recipe) -> str:
     if missing:
         lines.append(f"not checked: the options of {', '.join(missing)}, which is not installed here")
     return "\n".join(lines)
+
+
+def _sources(settings: PromptSettings) -> str:
+    """Who makes prompts of what, and what is taken out."""
+    writers = {"current": "M_t", "seed": "M1", "teacher": "a teacher"}
+    words = [
+        f"{source.source}{f' by {writers[source.by]}' if source.needs_model else ''}" for source in settings.sources
+    ]
+    if any(source.model is not None and source.model.trust_remote_code for source in settings.sources):
+        words.append("RUNNING THE CODE THAT COMES WITH THE TEACHER (prompts.model.trust_remote_code)")
+    names = settings.filter_names
+    if settings.filters.toxicity.function is not None and "toxicity" in names:
+        words.append(f"RUNNING {settings.filters.toxicity.function} on each")
+    return ", ".join([*words, *([f"filtered by {', '.join(names)}"] if names else [])])
 
 
 def _judge(seat: Seat, num: int) -> str:

@@ -38,12 +38,13 @@ from selfreward.durable import (
 )
 from selfreward.environment import versions
 from selfreward.errors import Damaged
-from selfreward.fingerprint import begins_with, changes, fetch, reads
+from selfreward.fingerprint import begins_with, changes, fetch_all, reads
 from selfreward.journal import Journal
 from selfreward.plan import Step, inputs, makes_model
 from selfreward.progress import console
 from selfreward.records import (
     Agreement,
+    Difficulty,
     ImplicitReward,
     Judgement,
     Measurement,
@@ -52,7 +53,10 @@ from selfreward.records import (
     R,
     Record,
     Rejection,
+    Removal,
     Response,
+    Task,
+    TemplateTrial,
     read_records,
 )
 from selfreward.stages import TRAINING
@@ -68,6 +72,10 @@ PASSING = (JOURNAL, "checkpoints", BEGUN)
 FORMAT = 1
 RECORDS: dict[str, tuple[str, str, type[Record]]] = {
     "prompts": ("prompts", "records.jsonl", Prompt),
+    "tasks": ("prompts", "tasks.jsonl", Task),
+    "removed_prompts": ("prompts", "removed.jsonl", Removal),
+    "difficulty": ("prompts", "difficulty.jsonl", Difficulty),
+    "template_trials": ("prompts", "templates.jsonl", TemplateTrial),
     "responses": ("responses", "records.jsonl", Response),
     "judgements": ("judgements", "records.jsonl", Judgement),
     "anchors": ("anchors", "records.jsonl", Response),
@@ -242,9 +250,7 @@ class Run:
         """
         from selfreward.history import refuse_stale
 
-        others = [judge.model for judge in (recipe.judge, *recipe.judge.members)]
-        for settings in filter(None, (recipe.model, *others)):
-            fetch(settings)
+        fetch_all(recipe.prompts, recipe.model, *(judge.model for judge in (recipe.judge, *recipe.judge.members)))
         path = make_folder(recipe)
         run = cls(path, recipe)
         stored = path / RECIPE

@@ -80,6 +80,61 @@ def test_nothing_is_stale_in_a_run_that_just_finished(made: Path) -> None:
     assert touched(made) == set()
 
 
+# Settings of prompts alone. All of them touch prompts, also those of a source that is not the recipe's.
+OF_PROMPTS = {
+    "num": "2",
+    "split": "test",
+    "license": "cc0-1.0",
+    "by": "seed",
+    "generation.temperature": "0.5",
+    "generation.top_p": "0.9",
+    "generation.max_tokens": "8",
+    "self_instruct.presence_penalty": "0.5",
+    "self_instruct.variant": "alpaca",
+    "self_instruct.human": "3",
+    "self_instruct.machine": "3",
+    "self_instruct.tasks": "3",
+    "self_instruct.instances": "3",
+    "self_instruct.numbered": "false",
+    "self_instruct.requests": "3",
+    "self_instruct.patience": "3",
+    "self_instruct.template": "{folder}/judge.txt",
+    "self_instruct.template_variants": "3",
+    "self_instruct.template_budget": "3",
+    "evol_instruct.rounds": "3",
+    "evol_instruct.breadth": "0.5",
+    "evol_instruct.eliminate": "false",
+    "backtranslation.min_score": "3",
+    "backtranslation.max_characters": "100",
+    "explain.messages": "{folder}/judge.txt",
+    "curriculum.again": "0.1",
+    "curriculum.evolve": "true",
+    "curriculum.min_spread": "0.5",
+    "curriculum.solved": "3.0",
+    "filters.use": "[length]",
+    "filters.length.min_words": "2",
+    "filters.length.max_words": "90",
+    "filters.keywords.words": "[graph]",
+    "filters.language.allowed": "[de]",
+    "filters.language.min_probability": "0.9",
+    "filters.rouge_l.threshold": "0.9",
+    "filters.rouge_l.tokens": "unicode",
+    "filters.minhash.threshold": "0.9",
+    "filters.minhash.ngram": "2",
+    "filters.minhash.num_perm": "256",
+    "filters.embedding.model": "{folder}/model",
+    "filters.embedding.threshold": "0.9",
+    "filters.novelty.ngram": "1",
+    "filters.novelty.min_new": "0.5",
+    "filters.decontamination.path": "{folder}/heldout.jsonl",
+    "filters.decontamination.columns": "{{prompt: question}}",
+    "filters.decontamination.ngram": "8",
+    "filters.toxicity.words": "{folder}/judge.txt",
+    "filters.toxicity.function": "selfreward.tiny.world:gold",
+    "filters.toxicity.threshold": "0.9",
+    "filters.personal_data.kinds": "[iban]",
+    "filters.personal_data.region": "US",
+}
 # Each setting with another value, and the stages that it touches.
 EDITS: dict[str, tuple[str, set[str]]] = {
     "name": ("other", set()),
@@ -90,8 +145,10 @@ EDITS: dict[str, tuple[str, set[str]]] = {
     "model.dtype": ("bfloat16", ALL_BUT_PROMPTS),
     "model.chat_template": ("null", ALL_BUT_PROMPTS),
     "model.trust_remote_code": ("true", ALL_BUT_PROMPTS),
-    "prompts.source": ("selfreward.prompts.dataset:DatasetSource", {*PROMPTS, *after("responses")}),
-    "prompts.num": ("2", {*PROMPTS, *after("responses")}),
+    **{f"prompts.{name}": (value, {*PROMPTS, *after("responses")}) for name, value in OF_PROMPTS.items()},
+    "prompts.filters.embedding.revision": ("main", set()),
+    "prompts.filters.embedding.device": ("cuda", set()),
+    "prompts.columns": ("{{prompt: question}}", {*PROMPTS, *MADE, *EVALUATED}),
     "prompts.max_characters": ("100", {*PROMPTS, *MADE, *EVALUATED}),
     "prompts.on_bad_line": ("skip", {*PROMPTS, *MADE, *EVALUATED}),
     "responses.temperature": ("0.5", {*after("responses"), *EVALUATED}),
@@ -139,6 +196,8 @@ EDITS: dict[str, tuple[str, set[str]]] = {
     "health.min_distinct": ("0.3", set()),
     "health.max_tied": ("0.3", set()),
     "health.max_canary_rate": ("0.3", set()),
+    "health.min_accepted": ("0.3", set()),
+    "health.max_diversity_drop": ("0.3", set()),
     "launch.train": ("process", set()),
     "launch.keep_engine": ("false", set()),
     "launch.grace": ("7", set()),
@@ -148,6 +207,19 @@ EDITS: dict[str, tuple[str, set[str]]] = {
 }
 # Settings that can only be changed with others, each with all that is typed.
 TOGETHER: dict[str, tuple[list[str], set[str]]] = {
+    **{
+        f"prompts.{name}": ([f"prompts.{override}" for override in overrides], {*PROMPTS, *after("responses")})
+        for name, overrides in {
+            "source": ["source=selfreward.prompts.dataset:DatasetSource", "num=4"],
+            "hub": ["path=null", "hub={folder}/model"],
+            "subset": ["path=null", "hub={folder}/model", "subset=other"],
+            "revision": ["path=null", "hub=owner/name", "revision=0123abc"],
+            "streaming": ["streaming=true", "num=2"],
+            "parts": ["path=null", "source=mixture", "num=2", "parts=[{{path: {folder}/prompts.jsonl}}]"],
+            "model": ["by=teacher", "model={{path: {folder}/model}}"],
+            "engine": ["by=teacher", "engine={{name: openai, openai: {{base_url: http://a/v1, model: m}}}}"],
+        }.items()
+    },
     "evaluation.pass_score": (
         ["evaluation.scorer=selfreward.tiny.world:gold", "evaluation.pass_score=4"],
         set(EVALUATED),
@@ -236,7 +308,10 @@ ELSEWHERE = {
 }
 
 
-WHOLE = ("engine.openai", "judge.engine", "judge.model", "judge.members", "meta")
+WHOLE = (
+    *("engine.openai", "judge.engine", "judge.model", "judge.members", "meta"),
+    *("prompts.engine", "prompts.model", "prompts.parts"),
+)
 
 
 def names(model: type = Recipe, prefix: str = "") -> Iterator[str]:
@@ -257,7 +332,7 @@ def test_every_setting_of_the_recipe_is_edited_here() -> None:
 @pytest.mark.parametrize("setting", [name for name in EDITS if name not in TOGETHER])
 def test_an_edit_touches_the_right_stages(made: Path, setting: str) -> None:
     value, expected = EDITS[setting]
-    assert touched(made, f"{setting}={value}") == expected
+    assert touched(made, f"{setting}={value.format(folder=made.parent)}") == expected
 
 
 @pytest.mark.parametrize("setting", sorted(TOGETHER))

@@ -186,7 +186,7 @@ def test_records_can_be_read_as_datasets(recipe_file):
     pairs = finished.dataset("pairs", 1)
     assert {"prompt", "chosen", "rejected", "score_chosen"} <= set(pairs.column_names)
     assert finished.dataset("responses", 1).num_rows == 32
-    with pytest.raises(ValueError, match=r"no records are called 'pair'\. Known: prompts, responses"):
+    with pytest.raises(ValueError, match=r"no records are called 'pair'\. Known: prompts, tasks"):
         finished.dataset("pair", 1)
     with pytest.raises(ValueError, match="stage pairs of iteration 2 is not finished"):
         finished.dataset("pairs", 2)

@@ -14,7 +14,8 @@ from selfreward.evaluation.responses import gain, summarize
 from selfreward.journal import Journal, JournaledEngine
 from selfreward.judges import Panel
 from selfreward.judges.expected import labels
-from selfreward.prompts.dataset import Graded, read_graded, read_held_out
+from selfreward.prompts.dataset import read_held_out
+from selfreward.prompts.seed_data import Graded, read_graded
 from selfreward.records import Agreement, Judgement, Measurement, Prompt, Response, content_id, derive_seed
 from selfreward.rundir import Run
 from selfreward.serving import Engines

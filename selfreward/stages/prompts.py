@@ -1,17 +1,203 @@
-"""The prompts of an iteration."""
+"""The prompts of an iteration, from rows or from a model."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+from weakref import WeakKeyDictionary
+
 from selfreward import registry
-from selfreward.rundir import Run
-from selfreward.serving import Engines
+from selfreward.evaluation.diversity import diversity
+from selfreward.journal import Journal, JournaledEngine, total
+from selfreward.judges import Panel
+from selfreward.plan import keeps_tasks, reads_difficulty, reads_past, searches_templates
+from selfreward.progress import console
+from selfreward.prompts.base import Desk, PromptSource
+from selfreward.prompts.filters.base import Filters
+from selfreward.records import Difficulty, Judgement, Prompt, R, Removal, Response, Task, TemplateTrial, by_prompt
+from selfreward.rundir import RECORDS, Run
+from selfreward.serving import Engines, SupervisedEngine
+from selfreward.settings.prompts import SourceSettings
 from selfreward.stages import Summary
 
 
+@dataclass
+class Pool:
+    """What earlier iterations made: the tasks, and filters that know them."""
+
+    iteration: int  # the last one that is in it
+    filters: Filters
+    tasks: list[Task]
+
+
+# Kept while a run goes on, so that an iteration reads no more than the one before it.
+_pools: WeakKeyDictionary[Run, Pool] = WeakKeyDictionary()
+
+
 def stage(run: Run, iteration: int, engines: Engines) -> Summary:
-    """Asks the recipe's prompt source. Raises ValueError for bad lines of its file."""
+    """Writes the prompts; where a model made them or filters saw them, also the tasks and what was taken out.
+
+    Raises:
+        ValueError: bad rows, or no prompt at all.
+    """
+    settings, folder = run.recipe.prompts, run.stage("prompts", iteration)
+    source, pool = load_source(settings), _pool(run, iteration)
+    filters = pool.filters
+    with folder.journal() as journal:
+        asked = Asked(run, iteration, engines, journal)
+        desk = Desk(
+            iteration=iteration,
+            num=settings.num,
+            seed=run.recipe.seed,
+            filters=filters,
+            engine_of=asked,
+            limit=settings.in_flight(run.recipe.engine.max_in_flight),
+            earlier=pool.tasks,
+            tried=_write_difficulty(run, iteration),
+            templates=_template_trials(run, iteration),
+        )
+        tasks = source.tasks(desk)
+    if not tasks:
+        raise ValueError(f"iteration {iteration}: {settings.source} gave no prompt. {explain(filters)}")
+    fall_short(desk, len(tasks))
+    filters.settle(tasks)
+    folder.write("records.jsonl", (task.prompt for task in tasks))
+    if keeps_tasks(run.recipe):
+        folder.write("tasks.jsonl", tasks)
+        folder.write("removed.jsonl", filters.removed)
+        if searches_templates(run.recipe):
+            folder.write("templates.jsonl", desk.trials)
+    if reads_past(run.recipe):
+        pool.tasks.extend(tasks)
+        _pools[run] = Pool(iteration, filters, pool.tasks)
+    first = _asked(run.records("prompts", 1, Prompt)) if iteration > 1 else ()
+    figures = {
+        "prompts": len(tasks),
+        **desk.figures,
+        **filters.counts(),
+        **acceptance(filters),
+        **diversity(_asked(task.prompt for task in tasks), run.recipe.seed, settings.filters.embedding, first),
+    }
+    return figures | asked.summary()
+
+
+class Asked:
+    """Which engine a source's settings mean, each asked through the stage's journal."""
+
+    def __init__(self, run: Run, iteration: int, engines: Engines, journal: Journal) -> None:
+        self._run, self._iteration, self._engines, self._journal = run, iteration, engines, journal
+        self._asked: dict[tuple[SupervisedEngine, str], JournaledEngine] = {}
+
+    def __call__(self, settings: SourceSettings) -> JournaledEngine:
+        if settings.by == "teacher":
+            served = self._engines.other(settings.model, settings.engine)
+        else:
+            served = self._engines.policy(self._run.model_path(self._iteration if settings.by == "current" else 1))
+        # Two parts of a mixture may ask one engine, whose failures are counted once.
+        return self._asked.setdefault((served, settings.by), JournaledEngine(served, self._journal, settings.by))
+
+    def summary(self) -> Summary:
+        """How many requests an earlier attempt had finished and how many failed, if any."""
+        return dict(total(self._asked.values()))
+
+
+def load_source(settings: SourceSettings) -> PromptSource:
+    """The source that the settings name. Raises ValueError for a name that nothing is registered under."""
+    source: PromptSource = registry.load(settings.source, registry.PROMPT_SOURCES, "prompt source")(settings)
+    return source
+
+
+def explain(filters: Filters) -> str:
+    """What was taken out, in words."""
+    counts = ", ".join(f"{count} {name.removeprefix('removed_')}" for name, count in filters.counts().items())
+    if counts:
+        return f"Taken out: {counts}. Loosen prompts.filters, or change the source"
+    return "Nothing was taken out: either rows are used up, or a model wrote nothing that can be read. Add rows"
+
+
+def fall_short(desk: Desk, num: int) -> None:
+    """Counts and says it where a source makes fewer tasks than are wanted."""
+    if desk.num is not None and num < desk.num and "gave_up" not in desk.figures:
+        desk.count("gave_up")
+        console.print(
+            f"  prompts: {num} of {desk.num}, as rows or documents are used up, or what they became was not kept"
+        )
+
+
+def acceptance(filters: Filters) -> Summary:
+    """The share of what filters looked at that stayed."""
+    looked = filters.passed + len(filters.removed)
+    return {"accepted": filters.passed / looked} if filters.names and looked else {}
+
+
+def _pool(run: Run, iteration: int) -> Pool:
+    """What the iterations before this one made."""
+    kept = _pools.pop(run, None)
+    if kept is not None and kept.iteration == iteration - 1:
+        kept.filters.removed.clear()
+        return kept
     settings = run.recipe.prompts
-    source = registry.load(settings.source, registry.PROMPT_SOURCES, "prompt source")(settings)
-    prompts, skipped = source.prompts(iteration)
-    run.stage("prompts", iteration).write("records.jsonl", prompts)
-    return {"prompts": len(prompts), **{f"skipped_{reason}": count for reason, count in skipped.items()}}
+    filters = Filters(settings.filters, settings.filter_names, run.recipe.evaluation.prompts)
+    past = range(1, iteration) if reads_past(run.recipe) else ()
+    tasks = [task for t in past for task in _tasks(run, t)]
+    filters.know(tasks)
+    for t in past:
+        filters.recall(_kept(run, "removed_prompts", t, Removal))
+    return Pool(iteration - 1, filters, tasks)
+
+
+def _tasks(run: Run, t: int) -> list[Task]:
+    """The tasks of an earlier iteration, whose prompts may have been rows alone, before the recipe was edited."""
+    prompts = run.records("prompts", t, Prompt)
+    return _kept(run, "tasks", t, Task) or [Task.of(prompt) for prompt in prompts]
+
+
+def _kept(run: Run, name: str, t: int, kind: type[R]) -> list[R]:
+    """Records that an earlier iteration has if its recipe was like this one's."""
+    stage, file, _ = RECORDS[name]
+    return run.records(name, t, kind) if (run.stage(stage, t).path / file).is_file() else []
+
+
+def _template_trials(run: Run, iteration: int) -> list[TemplateTrial]:
+    past = range(1, iteration) if searches_templates(run.recipe) else ()
+    return [trial for t in past for trial in _kept(run, "template_trials", t, TemplateTrial)]
+
+
+def _asked(prompts: Iterable[Prompt]) -> list[str]:
+    """What the user says last in each."""
+    return [prompt.messages[-1]["content"] for prompt in prompts]
+
+
+def _write_difficulty(run: Run, iteration: int) -> list[Difficulty]:
+    """How each model so far did on its prompts; the newest iteration's part is written, the others are read."""
+    if not reads_difficulty(run.recipe):
+        return []
+    tried = [record for t in range(1, iteration - 1) for record in _kept(run, "difficulty", t + 1, Difficulty)]
+    new = difficulty(run, iteration - 1) if iteration > 1 else []
+    run.stage("prompts", iteration).write("difficulty.jsonl", new)
+    return tried + new
+
+
+def difficulty(run: Run, iteration: int) -> list[Difficulty]:
+    """How M_t did on the prompts of an iteration, in their order, by the scores that its responses got."""
+    panel, settings = Panel(run.recipe.judge), run.recipe.prompts
+    scores = panel.scores(run.records("judgements", iteration, Judgement))
+    responses = by_prompt(run.records("responses", iteration, Response))
+    limits = [source.curriculum.solved for source in settings.sources if source.source == "curriculum"]
+    solved = next((limit for limit in limits if limit is not None), panel.best)
+    of_prompt: defaultdict[str, list[float]] = defaultdict(list)
+    for prompt_id, those in responses.items():
+        of_prompt[prompt_id] = [scores[response.id] for response in those if response.id in scores]
+    return [
+        _difficulty(prompt.id, iteration, of_prompt[prompt.id], solved)
+        for prompt in run.records("prompts", iteration, Prompt)
+    ]
+
+
+def _difficulty(prompt_id: str, iteration: int, scores: list[float], solved: float | None) -> Difficulty:
+    if not scores:
+        return Difficulty(prompt_id, iteration, 0, None, None, None)
+    share = None if solved is None else fmean(score >= solved for score in scores)
+    return Difficulty(prompt_id, iteration, len(scores), fmean(scores), pstdev(scores), share)
