@@ -14,8 +14,10 @@ import typer
 
 from selfreward import secrets, stages
 from selfreward.config import Recipe, load_recipe
+from selfreward.data.cli import app as data_app
 from selfreward.errors import Damaged, SelfrewardError, Stopped, disk_error
 from selfreward.progress import console
+from selfreward.recipe_file import edit
 from selfreward.stopping import stop
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+app.add_typer(data_app, name="data")
 
 RecipeArgument = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/quickstart/run.yaml.")
@@ -82,6 +86,32 @@ def _run(recipe: Recipe, from_iteration: int | None, remake: bool) -> None:
         aside = history.remake(recipe) if from_iteration is None else history.go_back(recipe, from_iteration)
         print(f"set aside in {aside}" if aside else "nothing to set aside", file=sys.stderr)
     _show(loop.run(recipe))
+
+
+train_app = typer.Typer(help="Trains by itself what the loop trains in its stages.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+
+
+@train_app.command()
+def sft(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Instruction data: a file, or a folder that `selfreward data` made.")
+    ],
+    model: Annotated[str, typer.Option(help="The student: a folder or a hub model.")],
+    out: Annotated[Path, typer.Option(help="The run folder; the student will be in seed/model.")],
+    overrides: Overrides = None,
+) -> None:
+    """Trains a student on instruction data by SFT: the seed stage of a loop, with its checkpoints and markers."""
+    from selfreward.data.job import rows_of
+
+    settings = {
+        "name": out.name,
+        "run_dir": str(out.parent),
+        "iterations": 0,
+        "model": {"path": model},
+        "seed_data": {"ift": str(rows_of(data))},
+    }
+    _run(edit(Recipe, settings, overrides or []), None, False)
 
 
 @app.command()

@@ -65,7 +65,7 @@ def test_check_prints_the_plan():
         (["check", RECIPE, "engine.name=vlm"], "no engine is called 'vlm'. Did you mean vllm?"),
         (["check", RECIPE, "selection.name=best_wort"], "no selector is called 'best_wort'. Did you mean best_worst?"),
         (["check", RECIPE, "evaluation.scorer=nowhere:f"], "there is no module 'nowhere'"),
-        (["check", RECIPE, "prompts.num=100000"], "prompts.num is 100000, and"),
+        (["check", RECIPE, "prompts.num=100000"], "prompts.num asks for 100000 prompts of"),
         (["status", "nowhere"], "no run in nowhere"),
         (["stage", "pairs", "nowhere", "--iteration", "1"], "no run in nowhere"),
     ],

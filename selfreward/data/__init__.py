@@ -1,0 +1,1 @@
+"""Instruction and judging data that are made outside of a loop."""
