@@ -14,13 +14,15 @@ from selfreward.recipe_file import read
 from selfreward.tiny.ablations import Grid, cells
 
 GRID = Path(__file__).parents[1] / "recipes" / "ablations" / "grid.yaml"
+PROMPTS = GRID.with_name("prompts.yaml")
 NAMES = list(read(Grid, GRID).combinations)
+EVERY = [(grid, name) for grid in (GRID, PROMPTS) for name in read(Grid, grid).combinations]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_combination_is_a_recipe_that_can_be_run(name: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(GRID.parent)
-    [cell] = [cell for cell in cells(GRID, [0], tmp_path, [name]) if cell.combination == name]
+@pytest.mark.parametrize(("grid", "name"), EVERY, ids=[name for _, name in EVERY])
+def test_every_combination_is_a_recipe_that_can_be_run(grid: Path, name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(grid.parent)
+    [cell] = [cell for cell in cells(grid, [0], tmp_path, [name]) if cell.combination == name]
     preflight(load_recipe(cell.grid.recipe, cell.settings()))
 
 
@@ -35,7 +37,8 @@ def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_runs_shares_the_seed_stage_goes_on_and_reports(tmp_path: Path) -> None:
     grid = tmp_path / "grid.yaml"
-    small = [*SMALL_QUICKSTART, "iterations=1", "responses.max_tokens=8", "evaluation.canaries=2"]
+    held_out = [f"evaluation.{n}={GRID.parent / f'heldout_{n}.jsonl'}" for n in ("prompts", "judging")]
+    small = [*SMALL_QUICKSTART, *held_out, "iterations=1", "responses.max_tokens=8", "evaluation.canaries=2"]
     grid.write_text(f"""
 recipe: {GRID.parents[1] / "quickstart" / "run.yaml"}
 settings: {small}

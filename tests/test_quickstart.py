@@ -15,6 +15,7 @@ from selfreward.engines.transformers import TransformersEngine
 from selfreward.records import Judgement, Measurement, PreferencePair, Prompt, Rejection, Response
 from selfreward.rundir import Run
 from selfreward.settings.engine import EngineSettings
+from selfreward.tiny import world
 
 SMALL = (
     "iterations=2",
@@ -24,7 +25,10 @@ SMALL = (
     "training.sft.max_steps=30",
     "training.dpo.max_steps=3",
     "evaluation.n=1",
+    "evaluation.prompts=recipes/ablations/heldout_prompts.jsonl",
+    "evaluation.judging=recipes/ablations/heldout_judging.jsonl",
 )
+UNEVALUATED = [f"evaluation.{name}=null" for name in ("prompts", "judging", "scorer", "pass_score")]
 
 
 def selfreward(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -67,7 +71,7 @@ def test_the_records_add_up(finished):
         for pair in pairs:
             assert pair.chosen[0]["content"] == texts[pair.chosen_id]
             assert pair.score_chosen == scores[pair.chosen_id] > pair.score_rejected == scores[pair.rejected_id]
-        assert len(run.records("measurements", iteration, Measurement)) == 800
+        assert len(run.records("measurements", iteration, Measurement)) == 400
 
 
 def test_the_model_can_judge_after_the_seed_stage(finished):
@@ -108,7 +112,7 @@ def test_a_second_start_repeats_nothing(finished, folder):
 
 def test_a_run_can_be_repeated_to_the_byte(finished, tmp_path):
     _, run = finished
-    selfreward("run", "recipes/quickstart/run.yaml", f"run_dir={tmp_path}", *SMALL[1:], "iterations=1")
+    selfreward("run", "recipes/quickstart/run.yaml", f"run_dir={tmp_path}", *SMALL[1:6], "iterations=1", *UNEVALUATED)
     again = Run.open(tmp_path / "quickstart")
     for stage in ("responses", "judgements", "pairs"):
         ours, theirs = ((r.stage(stage, 1).path / "records.jsonl").read_bytes() for r in (run, again))
@@ -121,6 +125,29 @@ def test_status_for_people_and_for_programs(finished):
     assert state["done"]
     assert state["iterations"][1]["stages"]["pairs"]["pairs"] > 0
     assert "finished" in selfreward("status", str(run.path)).stdout
+
+
+def test_the_model_makes_its_own_prompts(tmp_path):
+    held_out = SMALL[7]
+    small = (f"run_dir={tmp_path}", "iterations=1", "prompts.num=16", *SMALL[2:7], held_out, "evaluation.judging=null")
+    selfreward("run", "recipes/self-instruct/run.yaml", *small, "training.sft.max_steps=50")
+    run = Run.open(tmp_path / "self-instruct")
+    prompts = [prompt.text for prompt in run.records("prompts", 1, Prompt)]
+    assert len(set(prompts)) == 16
+    assert sum(is_a_task(prompt) for prompt in prompts) >= 12
+    assert not {*prompts} & {json.loads(line)["prompt"] for line in run.recipe.evaluation.prompts.open()}
+    figures = run.stage("prompts", 1).summary
+    assert figures["candidates"] >= 16
+    assert 0 < figures["accepted"] <= 1
+    assert run.records("pairs", 1, PreferencePair)
+
+
+def is_a_task(text: str) -> bool:
+    try:
+        world.parse(text)
+    except ValueError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(

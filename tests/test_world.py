@@ -71,8 +71,10 @@ def test_shipped_data_is_what_the_program_writes_and_its_labels_are_right(tmp_pa
 
 def test_held_out_prompts_are_in_no_training_file(tmp_path):
     data.write_data(tmp_path)
-    texts = {p.stem: {json.loads(line)["prompt"] for line in p.open()} for p in tmp_path.iterdir()}
-    seen = texts["ift"] | texts["eft"] | texts["prompts"]
+    rows = {p.stem: [json.loads(line) for line in p.open()] for p in tmp_path.glob("*.jsonl")}
+    texts = {name: {row.get("prompt") or row["instruction"] for row in rows[name]} for name in rows}
+    seen = texts["ift"] | texts["eft"] | texts["prompts"] | texts["seeds"]
+    seen |= {row["response"] for row in rows["ift_self_instruct"]}
     assert not seen & (texts["heldout_prompts"] | texts["heldout_judging"])
     assert not texts["heldout_prompts"] & texts["heldout_judging"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from selfreward.tiny import world
@@ -18,12 +18,15 @@ NUM_RANKED = 750  # prompts, each with four responses, for judges that compare
 NUM_PROMPTS = 1200
 NUM_HELD_OUT_PROMPTS = 400
 NUM_HELD_OUT_GRADED = 100  # prompts, each with four responses
+NUM_ASKING = 1000  # requests for a task, each after three others, so that a model learns to make its own prompts
+# In words that the model knows, and short enough for three examples and an answer.
+ASKING = "Task:\n{examples}\nTask:\n"
 
 
 def write_data(folder: Path, seed: int = 0) -> None:
     """Writes seed data, prompts and held-out data as JSONL; the same seed gives the same bytes.
 
-    The tasks of the five files are disjoint, save that loop prompts and seed data share their tasks' pool.
+    The tasks of the first five files are disjoint, save that loop prompts and seed data share their tasks' pool.
     """
     rng = random.Random(seed)
     training, held_out = world.split()
@@ -39,6 +42,19 @@ def write_data(folder: Path, seed: int = 0) -> None:
     _write(folder / "heldout_prompts.jsonl", ({"prompt": task.text} for task in asked))
     _write(folder / "heldout_judging.jsonl", graded([task for task in judged for _ in range(4)], rng))
     _write(folder / "eft_ranked.jsonl", graded(ranked, rng))
+    # What a world needs whose prompts its own model makes.
+    asking = list(asked_for(training[:NUM_IFT], rng))
+    _write(folder / "ift_self_instruct.jsonl", [*ift, *asking])
+    _write(folder / "seeds.jsonl", ({"instruction": task.text} for task in training[:NUM_IFT]))
+    (folder / "asking.txt").write_text(ASKING, encoding="utf-8")
+
+
+def asked_for(tasks: Sequence[Task], rng: random.Random) -> Iterator[dict[str, str]]:
+    """Requests for one more task after three, as self_instruct makes them of ``ASKING``, with one more task."""
+    for _ in range(NUM_ASKING):
+        *examples, answer = rng.sample(tasks, 4)
+        lines = "\n".join(task.text for task in examples)
+        yield {"prompt": ASKING.format(examples=lines).rstrip(), "response": answer.text}
 
 
 def graded(tasks: Iterable[Task], rng: random.Random) -> list[dict[str, str]]:
