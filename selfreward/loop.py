@@ -15,7 +15,7 @@ from selfreward.launchers import launch_training
 from selfreward.lock import RunLock
 from selfreward.plan import Step, inputs, plan
 from selfreward.preflight import preflight, require_engine
-from selfreward.progress import console
+from selfreward.progress import console, in_words
 from selfreward.rundir import Run, make_folder
 from selfreward.serving import Engines
 from selfreward.stages import Summary
@@ -127,10 +127,5 @@ def _announce(run: Run, *steps: Step) -> None:
 def _commit(run: Run, step: Step, summary: Summary) -> None:
     run.commit(step, summary)
     run.log({"iteration": step.iteration, "stage": step.stage, **summary})
-    console.print(f"  {_words(summary)}", soft_wrap=True)
+    console.print(f"  {in_words(summary)}", soft_wrap=True)
     health.watch(run, step, summary)
-
-
-def _words(summary: Summary) -> str:
-    figures = {name: value for name, value in summary.items() if value is not None}
-    return ", ".join(f"{name} {f'{v:.4g}' if isinstance(v, float) else v}" for name, v in figures.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,3 +81,9 @@ def track(name: str, total: int) -> Iterator[Counter]:
     )
     with Progress(*columns, console=console, transient=True) as bar:
         yield _Bar(name, total, bar)
+
+
+def in_words(figures: Mapping[str, Any]) -> str:
+    """The counts and figures of what was done, on one line; those that are not known are left out."""
+    known = {name: value for name, value in figures.items() if value is not None}
+    return ", ".join(f"{name} {f'{v:.4g}' if isinstance(v, float) else v}" for name, v in known.items())

@@ -22,7 +22,7 @@ from selfreward.fingerprint import changes, settings_of
 from selfreward.journal import Journal, JournaledEngine
 from selfreward.lock import NAME as LOCK
 from selfreward.lock import RunLock
-from selfreward.progress import console
+from selfreward.progress import console, in_words
 from selfreward.records import Record, json_line
 from selfreward.rundir import JOURNAL, StageFolder
 from selfreward.serving import SupervisedEngine
@@ -126,7 +126,7 @@ def make(settings: JobSettings, title: str, out: Path, work: Callable[[Bench], M
             folder.commit(reads, {**made.figures, **asked})
         # The card is one of the files that the marker vouches for; this copy is where readers look for it.
         write_bytes(out / CARD, [(folder.path / CARD).read_bytes()])
-    console.print(f"  {_words(folder.summary)}", soft_wrap=True)
+    console.print(f"  {in_words(folder.summary)}", soft_wrap=True)
     return out
 
 
@@ -175,7 +175,3 @@ def _start(settings: JobSettings) -> SupervisedEngine:
     return SupervisedEngine(
         settings.engine.openai.model, ModelSettings.model_construct(path=settings.engine.openai.model), settings.engine
     )
-
-
-def _words(figures: Summary) -> str:
-    return ", ".join(f"{n} {f'{v:.4g}' if isinstance(v, float) else v}" for n, v in figures.items() if v is not None)

@@ -150,8 +150,7 @@ def _pool(run: Run, iteration: int) -> Pool:
 
 def _tasks(run: Run, t: int) -> list[Task]:
     """The tasks of an earlier iteration, whose prompts may have been rows alone, before the recipe was edited."""
-    prompts = run.records("prompts", t, Prompt)
-    return _kept(run, "tasks", t, Task) or [Task.of(prompt) for prompt in prompts]
+    return _kept(run, "tasks", t, Task) or [Task.of(prompt) for prompt in run.records("prompts", t, Prompt)]
 
 
 def _kept(run: Run, name: str, t: int, kind: type[R]) -> list[R]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from selfreward.prompts.filters.base import Finding
+from selfreward.prompts.filters.base import Finding, extra
 from selfreward.prompts.filters.texts import ngrams, words
 from selfreward.records import Task
 from selfreward.settings.prompts import EmbeddingSettings, FilterSettings
@@ -38,14 +38,11 @@ class NearByWords:
 
     def __init__(self, settings: FilterSettings, held_out: Path | None) -> None:
         """Raises ValueError where datasketch is missing."""
-        try:
-            from datasketch import MinHash, MinHashLSH
-        except ImportError as error:
-            raise ValueError(_missing("minhash", "datasketch")) from error
+        datasketch = extra("datasketch", "minhash")
         self._settings = settings.minhash
         bands, rows = self._settings.bands
-        self._empty = MinHash(num_perm=bands * rows, seed=1)
-        self._index = MinHashLSH(num_perm=bands * rows, params=(bands, rows))
+        self._empty = datasketch.MinHash(num_perm=bands * rows, seed=1)
+        self._index = datasketch.MinHashLSH(num_perm=bands * rows, params=(bands, rows))
         self._pool: list[tuple[str, str]] = []  # id and instruction
         # What passes is looked at and then added.
         self._last: tuple[str | None, MinHash] = None, self._empty
@@ -153,14 +150,11 @@ def encoder(settings: EmbeddingSettings) -> Callable[[Sequence[str]], Vectors]:
         ValueError: sentence-transformers is missing, or can't load the model.
     """
     assert settings.model is not None, "the settings ask for a model where this is used"
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise ValueError(_missing("embedding", "sentence-transformers")) from error
+    sentence_transformers = extra("sentence_transformers", "embedding")
     from safetensors import SafetensorError
 
     try:
-        model = SentenceTransformer(
+        model = sentence_transformers.SentenceTransformer(
             settings.model,
             device=settings.device,
             revision=settings.revision,
@@ -194,7 +188,3 @@ def _nearest(compared: Sequence[tuple[float, str]], threshold: float, measure: s
 def _jaccard(one: set[str], other: set[str]) -> float:
     shared = len(one & other)
     return shared / (len(one) + len(other) - shared)
-
-
-def _missing(name: str, library: str) -> str:
-    return f'filter {name} needs {library}, which is not installed: pip install "selfreward[data]"'
