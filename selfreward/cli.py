@@ -16,6 +16,7 @@ from selfreward import secrets, stages
 from selfreward.config import Recipe, load_recipe
 from selfreward.data.cli import app as data_app
 from selfreward.errors import Damaged, SelfrewardError, Stopped, disk_error
+from selfreward.launchers.logs import report
 from selfreward.progress import console
 from selfreward.recipe_file import edit
 from selfreward.stopping import stop
@@ -52,6 +53,25 @@ def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     print(describe(settings))
 
 
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of a node. Empty: those of this machine.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Which GPU, such as H100: its memory and speed.")] = None,
+    gpu_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory of a GPU, such as 80GiB.")] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: everything, as JSON.")] = False,
+) -> None:
+    """Says what a run takes: processes, memory, tokens, hours and disk, and what will not fit. Loads no weights."""
+    from selfreward.estimates.machine import machine
+    from selfreward.estimates.outline import Outline
+    from selfreward.estimates.report import as_dict, lines
+
+    outline = Outline(load_recipe(recipe, overrides or []), machine(gpus, gpu_memory, nodes, gpu))
+    print(json.dumps(as_dict(outline), indent=2) if as_json else "\n".join(lines(outline)))
+
+
 FromIteration = Annotated[
     int | None, typer.Option(min=0, help="Set this iteration and the later ones aside, and make them anew.")
 ]
@@ -85,7 +105,10 @@ def _run(recipe: Recipe, from_iteration: int | None, remake: bool) -> None:
         preflight(recipe)
         aside = history.remake(recipe) if from_iteration is None else history.go_back(recipe, from_iteration)
         print(f"set aside in {aside}" if aside else "nothing to set aside", file=sys.stderr)
-    _show(loop.run(recipe))
+    drives = os.environ.get("RANK", "0") == "0"
+    finished = loop.run(recipe)
+    if drives:
+        _show(finished)
 
 
 train_app = typer.Typer(help="Trains by itself what the loop trains in its stages.", no_args_is_help=True)
@@ -136,12 +159,17 @@ def stage(
 ) -> None:
     """Performs one stage of an existing run, also under `accelerate launch -m selfreward`."""
     from selfreward import loop
+    from selfreward.gpus import take_one
     from selfreward.launchers import leave_group
+    from selfreward.launchers.base import end_with_agent
     from selfreward.lock import RunLock, watch_holder
     from selfreward.plan import find_step
     from selfreward.rundir import Run
     from selfreward.serving import Engines
 
+    end_with_agent()
+    if name in stages.TRAINING and os.environ.get("WORLD_SIZE", "1") == "1":
+        take_one()
     current = Run.open(run)
     step = find_step(current.recipe, name, iteration)
     stop.listen(current.recipe.launch.grace)
@@ -255,6 +283,7 @@ def main() -> None:
         sys.exit(error.exit_status)
     except Exception as error:
         named = disk_error(error) or error
+        report(named)
         mendable = isinstance(named, (ValueError, ChildProcessError, SelfrewardError, OSError))
         if not mendable or os.environ.get("SELFREWARD_DEBUG"):
             raise

@@ -20,6 +20,7 @@ from selfreward.recipe_file import STORED, OptionError, RecipeError, RecipeFile,
 from selfreward.settings.base import PositiveInt, Settings
 from selfreward.settings.engine import EngineSettings, ModelSettings, SamplingSettings
 from selfreward.settings.judge import UNTAUGHT, MetaSettings, PanelSettings, SelectionSettings
+from selfreward.settings.launch import LaunchSettings
 from selfreward.settings.prompts import BUILT_IN, PromptSettings
 from selfreward.settings.training import TrainingSettings
 
@@ -123,35 +124,6 @@ class HealthSettings(Settings):
     )
 
 
-class LaunchSettings(Settings):
-    """Where training runs, and what stays in memory meanwhile."""
-
-    train: Literal["inline", "process", "accelerate"] | None = Field(
-        None,
-        description="In this process, in one of its own, or under `accelerate launch`. "
-        "Empty: inline on a CPU, a process of its own on a GPU.",
-    )
-    keep_engine: bool | None = Field(
-        None,
-        description="Keep the engine up while training and hand it the new weights. "
-        "Empty: yes on a CPU, no on a GPU, whose memory training needs.",
-    )
-    accelerate_config: RecipeFile | None = Field(None, description="A file of configs/accelerate/ for `accelerate`.")
-    grace: Annotated[float, Field(ge=0)] = Field(
-        60.0, description="Seconds after SIGTERM or Ctrl-C in which what is in flight may finish."
-    )
-    private: bool = Field(True, description="Make the run folder readable by its owner alone.")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.train == "accelerate") != (self.accelerate_config is not None):
-            raise ValueError(
-                f"launch.train is {self.train!r} and accelerate_config is {self.accelerate_config}: "
-                "`accelerate` and its file go together"
-            )
-        return self
-
-
 class TrackingSettings(Settings):
     """Where loop metrics and trainer logs go besides ``metrics.jsonl``."""
 
@@ -204,6 +176,13 @@ class Recipe(Settings):
             raise ValueError(
                 f"training.rehearsal is {self.training.rehearsal}, and there is no seed_data.eft to rehearse. "
                 "Add seed_data, or set training.rehearsal to 0"
+            )
+        others = [judge.model for judge in (self.judge, *self.judge.members)]
+        others += [source.model for source in self.prompts.sources]
+        if self.launch.launcher == "ray" and self.launch.keep_engine and any(others):
+            raise ValueError(
+                "launch.keep_engine is true and launcher is ray, for which an engine that sleeps has its GPUs, and a "
+                "judge or teacher has a model of its own, which would find none. Write keep_engine: false"
             )
         if self.iterations == 0 and self.seed_data is None:
             raise ValueError("iterations is 0, and there is no seed_data: nothing would be trained")

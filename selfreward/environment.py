@@ -32,7 +32,7 @@ def versions() -> dict[str, str]:
 def determinism() -> str:
     """``exact``: a CPU, where a response depends on its request alone. ``seeded``: a GPU, whose kernels may round
     differently with what else is in the batch, so that the same seed may give another token."""
-    from selfreward.serving import has_gpu
+    from selfreward.gpus import has_gpu
 
     return "seeded" if has_gpu() else "exact"
 

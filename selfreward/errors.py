@@ -39,6 +39,12 @@ class EngineDied(SelfrewardError):
     exit_status = 69
 
 
+class NodeLost(SelfrewardError):
+    """A node of a training is gone; raised to the user once it went on without as often as the recipe allows."""
+
+    exit_status = 71
+
+
 class HandoverError(SelfrewardError):
     """The weights that are served are not those that were trained."""
 

@@ -32,10 +32,12 @@ from types import TracebackType
 from selfreward.durable import write_all
 from selfreward.errors import RunLocked
 from selfreward.progress import console
+from selfreward.stopping import stop
 
 NAME = "lock"
 VARIABLE = "SELFREWARD_LOCK"  # of the environment: its holder's token makes a process part of that run
 BEAT = 5.0  # seconds between two beats
+LOOK = 0.5  # seconds between two looks at whether the holder was asked to stop
 WATCH = 12.0  # seconds: two beats and some delay
 TRIES, PAUSE = 20, 0.025  # half a second (TRIES * PAUSE): a probe's lock is over by then, and a new holder has its name
 END = 5.0  # seconds between SIGTERM and the end
@@ -66,6 +68,7 @@ class _Entry:
     started: str
     token: str
     beat: int = 0
+    stopping: bool = False  # whether the holder was asked to stop, which its children are to do as well
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.started}"
@@ -140,12 +143,17 @@ class RunLock:
         return entry is not None and entry.token != self.token
 
     def _beat(self, descriptor: int) -> None:
-        while not self._leaving.wait(BEAT):
+        looks = 0
+        while not self._leaving.wait(min(LOOK, BEAT)):
+            looks += 1
+            if looks * LOOK < BEAT and stop.requested == self._entry.stopping:
+                continue
+            looks = 0
             try:
                 if self._is_lost():
                     _end(f"another host took {self.path}, as it did not see this process: this one ends", self._leaving)
                     return
-                self._entry = replace(self._entry, beat=self._entry.beat + 1)
+                self._entry = replace(self._entry, beat=self._entry.beat + 1, stopping=stop.requested)
                 _write(descriptor, self._entry)
             except OSError as error:
                 # The lock is still held, so the run goes on: what it writes itself decides whether the disk is usable.
@@ -182,7 +190,9 @@ def holder(folder: Path) -> Holder | None:
 def watch_holder(folder: Path, poll: float = 0.5) -> None:
     """Ends this process once the holder that started it is dead; looks every ``poll`` seconds, in a thread.
 
-    At once, as the run may already have another holder. Does nothing in a process that no holder started.
+    At once, as the run may already have another holder. A holder that was asked to stop asks this process: not every
+    launcher hands a signal on, and torchrun kills its ranks 30 seconds after one. Does nothing in a process that no
+    holder started.
     """
     if token := os.environ.get(VARIABLE):
         threading.Thread(target=_watch, args=(folder / NAME, token, poll), name="watch_holder", daemon=True).start()
@@ -190,6 +200,8 @@ def watch_holder(folder: Path, poll: float = 0.5) -> None:
 
 def _watch(path: Path, token: str, poll: float) -> None:
     while _lives(path, token):
+        if (entry := _read(path)) is not None and entry.token == token and entry.stopping:
+            stop.ask()
         time.sleep(poll)
     _say(f"the process that started this one and held {path} is gone: this one ends too")
     os._exit(RunLocked.exit_status)
@@ -337,7 +349,7 @@ def _parse(raw: bytes) -> _Entry | None:
         entry = _Entry(**json.loads(raw))
     except (ValueError, TypeError):
         return None
-    return entry if [type(value) for value in astuple(entry)] == [str, int, str, str, int] else None
+    return entry if [type(value) for value in astuple(entry)] == [str, int, str, str, int, bool] else None
 
 
 def _write(descriptor: int, entry: _Entry) -> None:

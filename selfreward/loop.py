@@ -6,22 +6,25 @@ import os
 import shlex
 import time
 
-from selfreward import disk, stages
+from selfreward import disk, launchers, stages
 from selfreward.config import Recipe
 from selfreward.environment import record_environment
 from selfreward.errors import Stopped
 from selfreward.evaluation import health
-from selfreward.launchers import launch_training
+from selfreward.launchers.base import Launcher
+from selfreward.launchers.ranks import several
 from selfreward.lock import RunLock
 from selfreward.plan import Step, inputs, plan
 from selfreward.preflight import preflight, require_engine
 from selfreward.progress import console, in_words
-from selfreward.rundir import Run, make_folder
+from selfreward.rundir import Run, StageFolder, make_folder
 from selfreward.serving import Engines
 from selfreward.stages import Summary
 from selfreward.stages.overlap import sample_and_judge
 from selfreward.stopping import stop
 from selfreward.tracking import Trackers
+
+LOOK = 0.2  # seconds between two looks at whether the first rank is done
 
 
 def run(recipe: Recipe) -> Run:
@@ -37,17 +40,34 @@ def run(recipe: Recipe) -> Run:
     """
     preflight(recipe)
     require_engine(recipe)
+    if several():
+        return _among_ranks(recipe)
+    return _drive(recipe, launchers.find(recipe))
+
+
+def _among_ranks(recipe: Recipe) -> Run:
+    """The run as the first rank drives it; another rank opens what the first one has made."""
+    ranks = launchers.among_ranks(recipe)
+    if not ranks.first:
+        return Run.open(ranks.follow())
+    finished = _drive(recipe, ranks)
+    ranks.close(str(finished.path))
+    return finished
+
+
+def _drive(recipe: Recipe, launcher: Launcher) -> Run:
+    launchers.require_layout(recipe, launcher)
     with RunLock(make_folder(recipe)):
         current = Run.create(recipe)
         record_environment(current)
         try:
-            _go_through(current)
+            _go_through(current, launcher)
         except Stopped as stopped:
             raise Stopped(f"{stopped}. Go on with: selfreward resume {shlex.quote(str(current.path))}") from None
     return current
 
 
-def _go_through(run: Run) -> None:
+def _go_through(run: Run, launcher: Launcher) -> None:
     steps = {step: run.stage(step.stage, step.iteration) for step in plan(run.recipe)}
     logged = run.logged()
     for step, folder in steps.items():
@@ -57,7 +77,7 @@ def _go_through(run: Run) -> None:
                 # It was killed between its marker and its log, or a fork brought it along.
                 run.log({"iteration": step.iteration, "stage": step.stage, **folder.summary})
             health.require(run, step, folder.summary)
-    with Engines(run) as engines, Trackers(run) as trackers:
+    with Engines(run, launcher) as engines, Trackers(run) as trackers:
         for step, folder in steps.items():
             if not folder.done:
                 for done, summary in perform(run, step, engines):
@@ -68,7 +88,7 @@ def perform(run: Run, step: Step, engines: Engines) -> list[tuple[Step, Summary]
     """Performs one step, training where the recipe says so; judging by the same model goes along with sampling."""
     if step.stage in stages.TRAINING:
         engines.make_room()
-        if launch_training(run, step):
+        if launchers.launch_training(run, step, engines.launcher):
             return [(step, run.stage(step.stage, step.iteration).summary)]
     judging = Step("judgements", step.iteration)
     if step.stage == "responses" and engines.judges_itself and not run.stage("judgements", step.iteration).done:
@@ -114,7 +134,16 @@ def perform_here(run: Run, step: Step, engines: Engines) -> Summary:
     summary["seconds"] = round(time.monotonic() - started, 2)
     if first:
         _commit(run, step, summary)
+    else:
+        _wait_for_first(folder)
     return summary
+
+
+def _wait_for_first(folder: StageFolder) -> None:
+    """The first rank merges, for longer than a collective operation of the ranks would wait."""
+    while not folder.done:
+        stop.check()
+        time.sleep(LOOK)
 
 
 def _announce(run: Run, *steps: Step) -> None:

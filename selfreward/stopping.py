@@ -49,6 +49,10 @@ class Stop:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
 
+    def ask(self) -> None:
+        """Asks this process to stop."""
+        self._ask(signal.SIGTERM, None)
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)

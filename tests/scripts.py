@@ -1,6 +1,7 @@
 """Engines that follow a script, named in test recipes as ``engine.name=scripts:CLASS``."""
 
 import asyncio
+import os
 import random
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from selfreward.engines import Completion, SamplingParams
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.judges.additive import AdditiveJudge
 from selfreward.records import Message
+from selfreward.settings.engine import EngineSettings, ModelSettings
 
 REVIEW = "Review"
 
@@ -98,3 +100,11 @@ class Author(ScriptedEngine):
     def script(model: str, text: str, seed: int) -> str | Completion:
         reply = writers.reply(model, text, seed)
         return numbers(model, text, seed) if reply is None else reply
+
+
+class NoRank(Numbers):
+    """Would see a launcher's variables, as vLLM does."""
+
+    def __init__(self, model_path: str, model: ModelSettings, settings: EngineSettings) -> None:
+        super().__init__(model_path, model, settings)
+        assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} & {*os.environ}

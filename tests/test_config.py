@@ -73,8 +73,8 @@ def test_the_shortest_recipe(load: Load, tmp_path: Path) -> None:
         ("training:\n  rehearsal: 1.0\n  dpo:\n    loss_type: [sft]\n", "there is no seed_data.eft to rehearse"),
         ("judge:\n  engine:\n    name: vllm\n", "engine.name is vllm, and model is missing"),
         ("evaluation:\n  scorer: a:b\n", "a scorer needs evaluation.prompts"),
-        ("launch:\n  train: accelerate\n", "launch.train is 'accelerate' and accelerate_config is None"),
-        ("launch:\n  accelerate_config: prompts.jsonl\n", "`accelerate` and its file go together"),
+        ("launch:\n  train: process\n  accelerate_config: prompts.jsonl\n", "launch.train is 'process' and accel"),
+        ("launch:\n  launcher: inline\n  replicas: 2\n", "launcher is inline and replicas is 2"),
         ("training:\n  rehearsal: 0.5\n", "loss_type is 'sigmoid', which has no NLL term"),
         ("tracking:\n  project: ${oc.env:HOME}\n", "only keys of the recipe itself can be interpolated"),
         (

@@ -42,7 +42,7 @@ def test_the_public_names_and_their_signatures() -> None:
 
 
 def test_links_in_documents_lead_somewhere() -> None:
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/*.md"), *ROOT.glob("launch/*.md")]
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/*.md"), *ROOT.glob("launch/**/*.md")]
     missing = [
         f"{page.relative_to(ROOT)}: {target}"
         for page in pages

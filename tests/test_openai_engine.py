@@ -37,8 +37,8 @@ from selfreward.engines.base import TOO_LONG
 from selfreward.engines.openai import OpenAIEngine, served_models
 from selfreward.engines.transformers import TransformersEngine
 from selfreward.journal import Journal, JournaledEngine, total
+from selfreward.pool import Pool
 from selfreward.records import Message
-from selfreward.serving import SupervisedEngine
 from selfreward.settings.engine import EngineSettings, ModelSettings
 
 KEY = "sk-a-secret-that-must-stay-one"
@@ -442,7 +442,9 @@ def test_garbage_that_asks_for_a_long_pause_is_not_waited_for(server: ScriptedSe
     assert len(server.bodies) == 1
 
 
-@pytest.mark.parametrize("value", ["1.0", formatdate(time.time(), usegmt=True), "soon", "nan", "-1", "Mon, 99 Foo"])
+@pytest.mark.parametrize(
+    "value", ["1.0", pytest.param(formatdate(time.time(), usegmt=True), id="now"), "soon", "nan", "-1", "Mon, 99 Foo"]
+)
 def test_a_pause_that_the_server_asks_for(server: ScriptedServer, value: str) -> None:
     """What is no pause leaves the engine to its own, of about half a second."""
     server.script = once(Reply(503, b"", headers=(("Retry-After", value),)))
@@ -453,7 +455,7 @@ def test_a_pause_that_the_server_asks_for(server: ScriptedServer, value: str) ->
 
 def test_failures_reach_the_summary_of_each_stage(server: ScriptedServer, tmp_path: Path) -> None:
     settings = EngineSettings(name="openai", openai={"base_url": server.url, "model": "tiny"})
-    engine = SupervisedEngine("tiny", ModelSettings.model_construct(path="tiny"), settings)
+    engine = Pool.alone("tiny", ModelSettings.model_construct(path="tiny"), settings)
 
     def stage(name: str, *answers: Answer | Reply) -> dict[str, Any]:
         script = iter(answers)

@@ -27,6 +27,7 @@ class Served:
     """Both the engines of a run and the one engine that they are."""
 
     model = "M1"
+    in_flight = 8
 
     def __init__(self, reply: Reply) -> None:
         self._reply = reply

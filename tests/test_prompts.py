@@ -15,6 +15,7 @@ from selfreward.prompts.filters.base import Filters
 from selfreward.prompts.mixture import MixtureSource, shares
 from selfreward.records import Prompt, Removal, Task, read_records
 from selfreward.rundir import Run
+from selfreward.serving import Engines
 from selfreward.settings.prompts import FilterSettings, PromptSettings
 from selfreward.stages import prompts as prompts_stage
 
@@ -194,7 +195,7 @@ def loop_over(tmp_path, prompts, iterations, one_process):
     for t in range(1, iterations + 1):
         run = run if one_process else Run.open(run.path)
         run.begin(Step("prompts", t))
-        summary = prompts_stage.stage(run, t, None)
+        summary = prompts_stage.stage(run, t, Engines(run))
         run.commit(Step("prompts", t), summary)
         folder = run.stage("prompts", t).path
         texts = [prompt.text for prompt in read_records(folder / "records.jsonl", Prompt)]

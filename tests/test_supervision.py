@@ -1,14 +1,15 @@
 """An engine that dies is started again, a bounded number of times, and nothing that it finished is asked twice."""
 
 import asyncio
+from collections.abc import Callable
 from typing import ClassVar
 
 import pytest
 
-from selfreward.engines import Completion, SamplingParams
+from selfreward.engines import Completion, Engine, SamplingParams
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.errors import EngineDied
-from selfreward.serving import SupervisedEngine
+from selfreward.pool import Pool
 from selfreward.settings.engine import EngineSettings, ModelSettings
 
 ASKED = [{"role": "user", "content": "Name a bird."}]
@@ -43,7 +44,7 @@ class Mortal(ScriptedEngine):
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfreward.serving.PAUSE", 0.0)
+    monkeypatch.setattr("selfreward.pool.PAUSE", 0.0)
 
 
 class Stillborn(Mortal):
@@ -58,37 +59,99 @@ class Stillborn(Mortal):
 def test_a_restart_that_fails_is_tried_again() -> None:
     Mortal.started, Mortal.closed = [], 0
     settings = EngineSettings(name="test_supervision:Stillborn", max_restarts=2)
-    engine = SupervisedEngine("M1", ModelSettings.model_construct(path="M1"), settings)
+    engine = Pool.alone("M1", ModelSettings.model_construct(path="M1"), settings)
     assert ask(engine, 0, 1, 2) == ["M1 0", "M1 1", "M1 2"]
     assert Mortal.started == ["M1", "M1", "M1"]
 
 
 @pytest.fixture
-def engine() -> SupervisedEngine:
+def engine() -> Pool:
     Mortal.started, Mortal.closed = [], 0
     settings = EngineSettings(name="test_supervision:Mortal", max_restarts=2)
-    return SupervisedEngine("M1", ModelSettings.model_construct(path="M1"), settings)
+    return Pool.alone("M1", ModelSettings.model_construct(path="M1"), settings)
 
 
-def ask(engine: SupervisedEngine, *seeds: int) -> list[str]:
+def ask(engine: Pool, *seeds: int) -> list[str]:
     async def all_at_once() -> list[list[Completion]]:
         return await asyncio.gather(*(engine.sample(ASKED, PARAMS, [seed]) for seed in seeds))
 
     return [completion.text for [completion] in asyncio.run(all_at_once())]
 
 
-def test_requests_survive_the_death_of_their_engine(engine: SupervisedEngine) -> None:
+def test_requests_survive_the_death_of_their_engine(engine: Pool) -> None:
     assert ask(engine, 0, 1, 2, 3, 4) == ["M1 0", "M1 1", "M1 2", "M1 3", "M1 4"]
     assert Mortal.started == ["M1", "M1", "M1"]
     assert Mortal.closed == 2
 
 
-def test_too_many_deaths_have_a_name(engine: SupervisedEngine) -> None:
+def test_too_many_deaths_have_a_name(engine: Pool) -> None:
     with pytest.raises(EngineDied, match=r"the engine died\. It was started again 2 times \(engine\.max_restarts\)"):
         ask(engine, *range(9))
 
 
-def test_an_engine_that_dies_at_its_reload_starts_with_the_new_model(engine: SupervisedEngine) -> None:
+def test_an_engine_that_dies_at_its_reload_starts_with_the_new_model(engine: Pool) -> None:
     engine.reload("M2")
     assert Mortal.started == ["M1", "M2"]
     assert ask(engine, 0) == ["M2 0"]
+
+
+class Sleeper(Mortal):
+    """One of several; knows whether it sleeps, and may die of being asked to."""
+
+    lives = 1000
+    dies_asleep: ClassVar[bool] = False
+
+    def __init__(self, model_path: str) -> None:
+        super().__init__(model_path, ModelSettings.model_construct(path=model_path), EngineSettings())
+        self.asleep = False
+
+    def sleep(self) -> None:
+        if Sleeper.dies_asleep:
+            Sleeper.dies_asleep = False
+            raise EngineDied("the engine died")
+        self.asleep = True
+
+    def reload(self, model_path: str) -> None:
+        self.model, self.asleep = model_path, False
+
+
+def two(prove: Callable[[Engine], None] = lambda engine: None) -> Pool:
+    Mortal.started, Mortal.closed = [], 0
+    return Pool("M1", [Sleeper, Sleeper], max_restarts=1, prove=prove)
+
+
+def test_what_dies_as_it_falls_asleep_is_not_up_before_the_others() -> None:
+    pool = two()
+    Sleeper.dies_asleep = True
+    pool.sleep()
+    assert [engine.asleep for engine in pool.engines] == [True]
+    pool.reload("M2")
+    assert [(engine.model, engine.asleep) for engine in pool.engines] == [("M2", False)] * 2
+    pool.close()
+
+
+def test_a_replica_that_is_being_started_sleeps_with_the_others() -> None:
+    pool = two()
+    first = pool.replicas[0]
+    pool._lost(first, pool.engines[0], EngineDied("the engine died"))
+    pool.sleep()
+    assert [engine.asleep for engine in pool.engines] == [True, True]
+    pool.reload("M2")
+    assert [engine.model for engine in pool.engines] == ["M2", "M2"]
+    assert [replica.restarts for replica in pool.replicas] == [1, 0]
+    pool.close()
+
+
+def test_a_replica_that_dies_in_its_proof_costs_a_restart_and_not_the_run() -> None:
+    deaths = [EngineDied("the engine died")]
+
+    def prove(engine: Engine) -> None:
+        if engine.model == "M2" and deaths:
+            raise deaths.pop()
+
+    pool = two(prove)
+    pool.reload("M2")
+    pool.sleep()  # waits for what is being started
+    assert len(pool.engines) == 2
+    assert sum(replica.restarts for replica in pool.replicas) == 1
+    pool.close()

@@ -197,7 +197,7 @@ leave_group()
 
 
 def test_two_ranks_share_pairs_reference_and_agreement(tmp_path, models) -> None:
-    dpo = {"max_steps": 1, "per_device_train_batch_size": 4}
+    dpo = {"max_steps": 1, "per_device_train_batch_size": 8}
     run = third_iteration(tmp_path, models, consistency="pair", reference="seed", dpo=dpo)
     pairs = [pair for pair in make_pairs(3, CONSISTENCIES) if pair.consistency is not None]
     write_records(run.stage("pairs", 3).path / "records.jsonl", pairs)

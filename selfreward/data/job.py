@@ -22,10 +22,10 @@ from selfreward.fingerprint import changes, settings_of
 from selfreward.journal import Journal, JournaledEngine
 from selfreward.lock import NAME as LOCK
 from selfreward.lock import RunLock
+from selfreward.pool import Pool
 from selfreward.progress import console, in_words
 from selfreward.records import Record, json_line
 from selfreward.rundir import JOURNAL, StageFolder
-from selfreward.serving import SupervisedEngine
 from selfreward.settings.data import JobSettings
 from selfreward.settings.engine import ModelSettings
 from selfreward.stages import Summary
@@ -52,7 +52,7 @@ class Bench:
 
     def __init__(self, settings: JobSettings, journal: Journal) -> None:
         self._settings, self._journal = settings, journal
-        self._engine: SupervisedEngine | None = None
+        self._engine: Pool | None = None
         self._asked: JournaledEngine | None = None
 
     def __enter__(self) -> Self:
@@ -166,12 +166,12 @@ def _has_begun(folder: StageFolder) -> bool:
     return journal.is_file() and journal.stat().st_size > 0
 
 
-def _start(settings: JobSettings) -> SupervisedEngine:
+def _start(settings: JobSettings) -> Pool:
     if settings.model is not None:
-        return SupervisedEngine(settings.model.path, settings.model, settings.engine)
+        return Pool.alone(settings.model.path, settings.model, settings.engine)
     if settings.engine.openai is None:
         raise ValueError("there is no model to write with. Name a folder, a hub model or a server: --model")
     # What a server serves, it has loaded by its own settings.
-    return SupervisedEngine(
+    return Pool.alone(
         settings.engine.openai.model, ModelSettings.model_construct(path=settings.engine.openai.model), settings.engine
     )

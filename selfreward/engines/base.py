@@ -124,6 +124,13 @@ class Engine(Sampler, Protocol):
             EngineDied: the engine can only be closed any more.
         """
 
+    def sleep(self) -> None:
+        """Gives back the memory of weights and cache until the next :meth:`reload`, as far as the engine can.
+
+        Raises:
+            EngineDied: the engine can only be closed any more.
+        """
+
     def close(self) -> None:
         """Gives back the memory, within seconds and whatever state the engine is in."""
 

@@ -76,6 +76,9 @@ class ClassifierEngine:
     def reload(self, model_path: str) -> None:
         raise ValueError(f"{_ONLY_RATES}vllm or transformers in engine: it does not take the weights of {model_path}")
 
+    def sleep(self) -> None:
+        """Nothing to do: it serves no policy, which alone is kept while it trains."""
+
     def close(self) -> None:
         self._served = None
         # Modules and their hooks form cycles, which hold the weights until they are collected.

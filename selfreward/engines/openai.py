@@ -127,6 +127,9 @@ class OpenAIEngine:
             "Use it in judge.engine, and vllm or transformers in engine"
         )
 
+    def sleep(self) -> None:
+        """Nothing to do: it serves no policy, which alone is kept while it trains."""
+
     def close(self) -> None:
         """Nothing to do: each client is closed with its event loop."""
 

@@ -42,6 +42,9 @@ class ScriptedEngine:
     def reload(self, model_path: str) -> None:
         self.model = model_path
 
+    def sleep(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

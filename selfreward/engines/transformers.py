@@ -122,6 +122,9 @@ class TransformersEngine:
         self.close()
         self._load(model_path)
 
+    def sleep(self) -> None:
+        self.close()
+
     def close(self) -> None:
         self._model = None
         # Modules and their hooks form cycles, which hold the weights until they are collected.

@@ -76,6 +76,7 @@ class VLLMEngine:
             **{**DEFAULTS, **options},
         )
         self._stall_timeout = settings.stall_timeout
+        self._asleep = False
         self._start(model_path)
         self._numbers = itertools.count()
         self._waiting: dict[str, asyncio.Future[RequestOutput]] = {}
@@ -142,12 +143,19 @@ class VLLMEngine:
         )
         return queries, hits
 
+    def sleep(self) -> None:
+        if self._args.enable_sleep_mode:
+            # Level 2 drops the weights, as those that come after a training are others.
+            self._core.call(partial(self._engine.sleep, level=2))
+            self._asleep = True
+
     def reload(self, model_path: str) -> None:
         assert not self._waiting, "weights must not change under a request"
         if not self._replace_weights(model_path):
             self.close()
             del self._engine, self._step
             self._start(model_path)
+        self._asleep = False
         self.model = model_path
 
     def close(self) -> None:
@@ -171,7 +179,12 @@ class VLLMEngine:
             # Weights are reloaded layer by layer, and an output layer that is tied to the embeddings keeps its
             # old ones: the engine would go on as a mixture of two models.
             return False
+        if self._asleep:
+            self._core.call(partial(self._engine.wake_up, tags=["weights"]))
         self._core.call(partial(self._engine.collective_rpc, "reload_weights", kwargs={"weights_path": model_path}))
+        if self._asleep:
+            # Only now, so that the cache's memory is not there beside what loading needs.
+            self._core.call(partial(self._engine.wake_up, tags=["kv_cache"]))
         # Blocks computed with the old weights would otherwise serve as prefixes (vllm#42125). It can't be done
         # while a request still holds one.
         return self._core.call(self._engine.reset_prefix_cache)

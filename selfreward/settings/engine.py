@@ -125,7 +125,7 @@ class EngineSettings(Settings):
     name: str = Field(
         "vllm", description="vllm, transformers, openai, classifier (a reward model, judges only), or MODULE:CLASS."
     )
-    max_in_flight: PositiveInt = Field(256, description="Prompts that are worked on at once.")
+    max_in_flight: PositiveInt = Field(256, description="Prompts that each replica works on at once.")
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         2, description="How often an engine that died is started again; after that the run stops."
     )

@@ -55,7 +55,7 @@ class Evaluation:
 
     def _respond(self, prompts: Sequence[Prompt]) -> Summary:
         policy = JournaledEngine(self._engines.policy(self._model), self._journal, "policy")
-        measurements = measure(self._run, policy, prompts)
+        measurements = measure(self._run, policy, prompts, self._engines.in_flight)
         self._folder.write("records.jsonl", measurements)
         summary: Summary = dict(summarize(measurements, self._settings.pass_score))
         if self._iteration:
@@ -134,7 +134,7 @@ def _held_out(prompt: Prompt, text: str) -> Response:
     return Response(content_id("held-out", prompt.id, text), prompt.id, 0, text, "stop", 0, 0, "")
 
 
-def measure(run: Run, engine: Sampler, prompts: Sequence[Prompt]) -> list[Measurement]:
+def measure(run: Run, engine: Sampler, prompts: Sequence[Prompt], limit: int) -> list[Measurement]:
     """Sampled as for training and once greedily, with the same seeds for every model."""
     settings = run.recipe.evaluation
     score: Scorer | None = registry.load(settings.scorer, {}, "scorer") if settings.scorer else None
@@ -149,13 +149,9 @@ def measure(run: Run, engine: Sampler, prompts: Sequence[Prompt]) -> list[Measur
         ks: list[int | None] = [*range(settings.n), None]
         return [_measurement(prompt, k, c, score) for k, c in zip(ks, [*many, *single], strict=True)]
 
-    return gather("held-out responses", prompts, one, lambda m: m.num_tokens, _limit(run))[0]
+    return gather("held-out responses", prompts, one, lambda m: m.num_tokens, limit)[0]
 
 
 def _measurement(prompt: Prompt, k: int | None, completion: Completion, score: Scorer | None) -> Measurement:
     gold = None if score is None else float(score(prompt.text, completion.text))
     return Measurement(prompt.id, k, completion.text, completion.finish_reason, completion.num_tokens, gold)
-
-
-def _limit(run: Run) -> int:
-    return run.recipe.engine.max_in_flight

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from selfreward.progress import Counter, track
@@ -12,6 +13,8 @@ from selfreward.stopping import stop
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# A dictionary of its own for each item that is worked on, to which an engine can tie what it knows of it.
+current_item: ContextVar[dict[int, Any]] = ContextVar("current_item")
 # Seconds between two looks at whether the run was asked to stop.
 LOOK = 0.2
 
@@ -66,6 +69,7 @@ async def _everything(
 
     async def worker() -> None:
         for place in queue:
+            current_item.set({})
             results[place] = await work(items[place])
             counter.advance(sum(map(tokens, results[place])))
 

@@ -79,12 +79,12 @@ def _logprobs(
             return [None]
 
         async def ask() -> float | None:
-            figures = await policy.logprobs([text.ids])
-            return None if figures is None else sum(figures[0][-text.num :])
+            figures = await policy.logprobs(text.ids)
+            return None if figures is None else sum(figures[-text.num :])
 
         return [await engine.once(["logprob", text.ids, text.num], ask)]
 
-    found, seconds = gather(f"log-probabilities by {name}", texts, total, lambda _: 0, run.recipe.engine.max_in_flight)
+    found, seconds = gather(f"log-probabilities by {name}", texts, total, lambda _: 0, engines.in_flight)
     return found, engine.summary(seconds).get("resumed", 0)
 
 

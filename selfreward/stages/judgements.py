@@ -85,8 +85,7 @@ class Voting:
                     found[number, seat.name] = await self.vote(seat, engine, jobs[number])
                 return [judgement for seat in seats for judgement in found[number, seat.name]]
 
-            limit = self._run.recipe.engine.max_in_flight
-            _, seconds = gather(name, range(len(jobs)), vote, lambda judgement: judgement.num_tokens, limit)
+            _, seconds = gather(name, range(len(jobs)), vote, lambda judgement: judgement.num_tokens, engines.in_flight)
         generated = asked[-1].summary(seconds) | total(asked)
         names = [seat.name for seat in self.panel.seats]
         return [j for number in range(len(jobs)) for seat in names for j in found[number, seat]], generated

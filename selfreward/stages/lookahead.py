@@ -41,7 +41,7 @@ def _sample(
     sampling = Sampling(run, iteration, "lookahead")
     draft = engines.policy(str(run.drafting().stage("model", iteration).path))
     engine = JournaledEngine(draft, journal, "policy")
-    responses, seconds = sampling.everything(engine, prompts, "look-ahead responses")
+    responses, seconds = sampling.everything(engine, prompts, "look-ahead responses", engines.in_flight)
     return responses, engine.summary(seconds)
 
 

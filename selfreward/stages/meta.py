@@ -89,8 +89,7 @@ def _compare(
             seed = derive_seed(run.recipe.seed, iteration, "meta", dispute.prompt.id)
             return await meta_judge.compare(engine, dispute, seed, run.model_name(engine.model))
 
-        limit = run.recipe.engine.max_in_flight
-        verdicts, seconds = gather("meta", disputes, compare, lambda verdict: verdict.num_tokens, limit)
+        verdicts, seconds = gather("meta", disputes, compare, lambda verdict: verdict.num_tokens, engines.in_flight)
     return verdicts, engine.summary(seconds)
 
 

@@ -45,8 +45,7 @@ def sample_and_judge(run: Run, iteration: int, engines: Engines) -> tuple[Summar
             return [(every, await votes(prompt, every + beside))]
 
         prompts = run.records("prompts", iteration, Prompt)
-        limit = run.recipe.engine.max_in_flight
-        results, seconds = gather("responses and judgements", prompts, both, _tokens, limit)
+        results, seconds = gather("responses and judgements", prompts, both, _tokens, engines.in_flight)
     texts = [response for these, _ in results for response in these]
     found = [judgement for _, these in results for judgement in these]
     responses.write(sampled, prompts, texts)

@@ -13,12 +13,13 @@ from selfreward.evaluation.diversity import diversity
 from selfreward.journal import Journal, JournaledEngine, total
 from selfreward.judges import Panel
 from selfreward.plan import keeps_tasks, reads_difficulty, reads_past, searches_templates
+from selfreward.pool import Pool as EnginePool
 from selfreward.progress import console
 from selfreward.prompts.base import Desk, PromptSource
 from selfreward.prompts.filters.base import Filters
 from selfreward.records import Difficulty, Judgement, Prompt, R, Removal, Response, Task, TemplateTrial, by_prompt
 from selfreward.rundir import RECORDS, Run
-from selfreward.serving import Engines, SupervisedEngine
+from selfreward.serving import Engines
 from selfreward.settings.prompts import SourceSettings
 from selfreward.stages import Summary
 
@@ -53,7 +54,7 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
             seed=run.recipe.seed,
             filters=filters,
             engine_of=asked,
-            limit=settings.in_flight(run.recipe.engine.max_in_flight),
+            limit=settings.in_flight(engines.in_flight),
             earlier=pool.tasks,
             tried=_write_difficulty(run, iteration),
             templates=_template_trials(run, iteration),
@@ -88,7 +89,7 @@ class Asked:
 
     def __init__(self, run: Run, iteration: int, engines: Engines, journal: Journal) -> None:
         self._run, self._iteration, self._engines, self._journal = run, iteration, engines, journal
-        self._asked: dict[tuple[SupervisedEngine, str], JournaledEngine] = {}
+        self._asked: dict[tuple[EnginePool, str], JournaledEngine] = {}
 
     def __call__(self, settings: SourceSettings) -> JournaledEngine:
         if settings.by == "teacher":

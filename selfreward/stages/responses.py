@@ -31,7 +31,7 @@ def sample_with(run: Run, iteration: int, engines: Engines, model: str, stage: s
     policy = engines.policy(model)
     with folder.journal() as journal:
         engine = JournaledEngine(policy, journal, "policy")
-        responses, seconds = sampling.everything(engine, prompts, stage)
+        responses, seconds = sampling.everything(engine, prompts, stage, engines.in_flight)
     write(folder, prompts, responses)
     return summarize(responses) | engine.summary(seconds)
 
@@ -57,9 +57,10 @@ class Sampling:
         revised = settings.principles is not None and stage == "responses"
         self._constitution = Constitution(settings) if revised else None
 
-    def everything(self, engine: Sampler, prompts: Sequence[Prompt], name: str) -> tuple[list[Response], float]:
+    def everything(
+        self, engine: Sampler, prompts: Sequence[Prompt], name: str, limit: int
+    ) -> tuple[list[Response], float]:
         """The responses to all prompts in their order, and the seconds that they took; ``name`` is what is shown."""
-        limit = self._run.recipe.engine.max_in_flight
         return gather(name, prompts, partial(self.every, engine), lambda response: response.num_tokens, limit)
 
     async def every(self, engine: Sampler, prompt: Prompt) -> list[Response]:
