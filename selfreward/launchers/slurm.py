@@ -1,0 +1,64 @@
+"""Job steps on all nodes of a SLURM allocation. The driver runs in the batch script, on the first of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping
+
+from selfreward.engines.remote import Link, ProcessLink
+from selfreward.launchers.base import Gang, ProcessGang, Training, clean, free_port, in_shell, worker_command
+from selfreward.launchers.layout import Place
+
+# The shell of each node puts its number in.
+NODE = "${SLURM_NODEID}"
+
+
+class Slurm:
+    """Implements :class:`selfreward.launchers.base.Launcher` with ``srun``, whose standard streams are the link."""
+
+    apart = True
+    lost = (0, 137)  # of srun, where a node failed, and where a task was killed
+
+    def __init__(self) -> None:
+        """Raises ValueError outside of an allocation."""
+        nodes = os.environ.get("SLURM_JOB_NODELIST")
+        if nodes is None:
+            raise ValueError(
+                "launch.launcher is slurm, and this process has no allocation (SLURM_JOB_NODELIST is not set). "
+                "Submit it: sbatch launch/slurm.sbatch RECIPE. Or write launch.launcher: local"
+            )
+        command = ["scontrol", "show", "hostnames", nodes]
+        self.hosts = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        self.nodes = len(self.hosts)
+        self.gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
+
+    def link(self, name: str, place: Place, stall_timeout: float, log: Callable[[str], None]) -> Link:
+        host = self.hosts[place.node]
+        step = _step(f"--nodelist={host}", "--nodes=1", "--ntasks=1")
+        return ProcessLink(f"{name} on {host}", [*step, *worker_command(place)], clean(os.environ), stall_timeout, log)
+
+    def gang(self, training: Training, environment: Mapping[str, str]) -> Gang:
+        hosts = self.hosts[: training.nodes]
+        # One rank that fails ends the step, and with it the others, which wait for it.
+        step = _step(
+            *(f"--nodelist={','.join(hosts)}", f"--nodes={len(hosts)}", f"--ntasks={len(hosts)}"),
+            *("--ntasks-per-node=1", "--kill-on-bad-exit=1"),
+        )
+        command = in_shell(training.command(NODE, hosts[0], free_port()), NODE)
+        return _StepGang([*step, *command], {**clean(os.environ), **environment})
+
+
+class _StepGang(ProcessGang):
+    """A job step. ``srun`` hands SIGTERM on as SIGKILL, and its tasks would outlive a ``srun`` that is killed."""
+
+    def signal(self, number: int) -> None:
+        super().signal(signal.SIGTERM if number == signal.SIGKILL else number)
+        self._child.wait()
+
+
+def _step(*options: str) -> list[str]:
+    """A job step beside others, with all that the job has of its nodes: what is whose is decided here."""
+    cpus = [f"--cpus-per-task={os.environ['SLURM_CPUS_ON_NODE']}"] if "SLURM_CPUS_ON_NODE" in os.environ else []
+    return ["srun", "--overlap", "--mem=0", *cpus, *options]
