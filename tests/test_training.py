@@ -18,7 +18,7 @@ import selfreward
 from selfreward.chat import ChatEncoder, load_tokenizer
 from selfreward.errors import HandoverError
 from selfreward.settings.engine import ModelSettings
-from selfreward.training import common
+from selfreward.training import merge
 from selfreward.training.dpo import train_iteration
 from selfreward.training.rounding import round_stochastically
 from selfreward.training.rows import split
@@ -134,24 +134,21 @@ def test_weights_that_are_not_numbers_become_no_model(tmp_path, tiny_random_mode
     # No probe has this token.
     model.get_input_embeddings().weight.data[-1] = torch.nan
     with pytest.raises(ValueError, match="the trained model of iteration 1 has weights that are not numbers"):
-        common.save_model(model, run, str(tiny_random_model), 1)
+        merge.save_model(model, run, str(tiny_random_model), 1)
     assert not run.stage("model", 1).path.exists()
 
 
 @pytest.mark.parametrize(("dtype", "step"), [(torch.bfloat16, 2**-7), (torch.float16, 2**-10)])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_rounding_keeps_the_mean_and_what_needs_none(dtype: torch.dtype, step: float, sign: int) -> None:
-    layer = torch.nn.Linear(100_000, 1)
-    layer.weight.data.fill_(sign * (1 + step / 4))
-    layer.bias.data.fill_(sign * (1 + step))
-    round_stochastically(layer, dtype, seed=0)
-    assert layer.weight.unique().tolist() == sorted([sign * 1.0, sign * (1 + step)])
-    assert layer.weight.double().mean().item() == pytest.approx(sign * (1 + step / 4), abs=step / 100)
-    assert layer.bias.item() == sign * (1 + step)
-    again = torch.nn.Linear(100_000, 1)
-    again.weight.data.fill_(sign * (1 + step / 4))
-    round_stochastically(again, dtype, seed=0)
-    assert again.weight.equal(layer.weight)
+    weight = torch.full((1000, 100), sign * (1 + step / 4))
+    rounded = round_stochastically(weight, dtype, seed=0)
+    assert rounded.dtype == dtype
+    assert rounded.unique().tolist() == sorted([sign * 1.0, sign * (1 + step)])
+    assert rounded.double().mean().item() == pytest.approx(sign * (1 + step / 4), abs=step / 100)
+    assert round_stochastically(torch.tensor([sign * (1 + step)]), dtype, seed=0).item() == sign * (1 + step)
+    assert round_stochastically(weight, dtype, seed=0).equal(rounded)
+    assert not round_stochastically(weight, dtype, seed=1).equal(rounded)
 
 
 TINY = Path(selfreward.__file__).parent / "tiny" / "model"
@@ -166,7 +163,7 @@ def test_the_merge_in_bfloat16_keeps_what_was_trained(tmp_path) -> None:
 
 def test_a_merge_that_loses_the_change_is_refused(tmp_path, monkeypatch) -> None:
     """At this learning rate most weights move by less than half the distance to their neighbours, and fall back."""
-    monkeypatch.setattr(common, "round_stochastically", lambda model, dtype, seed: None)
+    monkeypatch.setattr(merge, "round_stochastically", lambda weight, dtype, seed: weight.to(dtype))
     run = make_run(tmp_path, TINY, "bfloat16", dpo={"learning_rate": 1e-5})
     with pytest.raises(HandoverError, match=r"and [12]\d% of the change is in it\. Set model\.dtype to float32"):
         train_iteration(run, 1)

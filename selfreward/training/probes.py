@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from selfreward.handover import LogProbs
 from selfreward.records import Message
@@ -42,14 +43,19 @@ def probe_ids(
 def log_probs(model: torch.nn.Module, texts: Sequence[Sequence[int]]) -> LogProbs:
     """The log-probability of each token but the first of each text, in nats.
 
+    All texts go through the model at once, as each pass may read its weights from the disk.
+
     Raises:
         ValueError: one of them is not a number.
     """
+    tokens = pad_sequence([torch.tensor(ids) for ids in texts], batch_first=True)
+    # What stands behind a text is seen by none of its tokens.
+    mask = pad_sequence([torch.ones(len(ids), dtype=torch.long) for ids in texts], batch_first=True)
+    logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
     figures: list[list[float]] = []
-    for ids in texts:
-        tokens = torch.tensor([ids])
-        logits = model(input_ids=tokens).logits[0, :-1].float()
-        chosen = logits.log_softmax(-1).gather(-1, tokens[0, 1:, None]).squeeze(-1)
+    for text, ids, given in zip(texts, tokens, logits, strict=True):
+        end = len(text)
+        chosen = given[: end - 1].float().log_softmax(-1).gather(-1, ids[1:end, None]).squeeze(-1)
         if not bool(chosen.isfinite().all()):
             raise ValueError(f"the trained model gives log-probabilities that are not numbers. {LOWER}")
         figures.append(chosen.tolist())
