@@ -42,7 +42,11 @@ _VOTING = ("judgements", "previous_judgements")
 _COMBINING = ("judge.combine", "judge.weight")
 # How judging data becomes judge prompts and labels.
 _LABELS = ("seed_data", *(f"judge.{name}" for name in EXAMPLE_SETTINGS))
-_TRAINING = ("seed", "model", *(f"training.{n}" for n in ("dpo", "lora", "rehearsal", "replay", "schedule")))
+_TRAINING = (
+    "seed",
+    "model",
+    *(f"training.{n}" for n in ("dpo", "lora", "load_in_4bit", "rehearsal", "replay", "schedule")),
+)
 # The settings that each stage reads, by name or by block. Those of the seed stage's training stand under "seed".
 SETTINGS: dict[str, tuple[str, ...]] = {
     "seed": ("seed", "model", "training.sft", *_LABELS),

@@ -20,6 +20,7 @@ from selfreward.settings.engine import ModelSettings
 from selfreward.settings.judge import SelectionSettings
 from selfreward.settings.prompts import PromptSettings
 from selfreward.stages import TRAINING
+from selfreward.training.quantized import require_quantization
 
 
 def preflight(recipe: Recipe) -> None:
@@ -82,7 +83,8 @@ def check_prompts(settings: PromptSettings, held_out: Path | None) -> None:
 
 
 def require_engine(recipe: Recipe) -> None:
-    """Refuses to start a run whose engine is not installed, which would come out after the seed stage only."""
+    """Refuses to start a run whose engine, or library for four bits, is missing: the seed stage would come first."""
+    require_quantization(recipe)
     if not any(step.stage not in TRAINING for step in plan(recipe)):
         return
     judges = (recipe.judge, *recipe.judge.members)

@@ -11,6 +11,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what needs a GPU where torch sees none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    from selfreward.gpus import has_gpu
+
+    for item in marked if not has_gpu() else ():
+        item.add_marker(pytest.mark.skip(reason="torch sees no GPU"))
+
+
 def make_random_model(path: Path, seed: int, architecture: str = "llama", tied: bool = False) -> Path:
     """Saves a small model with random weights and the tiny world's tokenizer."""
     import torch

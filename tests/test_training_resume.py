@@ -20,6 +20,7 @@ from selfreward.errors import DiskFull, Stopped
 from selfreward.rundir import Run
 from selfreward.stopping import Stop
 from selfreward.training.dpo import train_iteration
+from selfreward.training.files import mark, marked
 from selfreward.training.sft import train_seed
 
 
@@ -191,16 +192,18 @@ def test_the_mean_loss_is_that_of_all_steps(tmp_path, tiny_random_model, undistu
     assert list(logged(run, "loss")) == [3, 4, 6]
 
 
-def test_a_checkpoint_of_another_number_of_ranks_is_not_taken(tmp_path, tiny_random_model, undisturbed, monkeypatch):
-    from selfreward.training.files import mark, marked
-
+@pytest.mark.parametrize("shape", [{"ranks": 2, "kind": "DEEPSPEED"}, {"ranks": 1, "kind": "FSDP2 FULL_STATE_DICT"}])
+def test_a_checkpoint_that_this_rank_can_not_read_is_not_taken(
+    tmp_path, tiny_random_model, undisturbed, monkeypatch, capsys, shape
+) -> None:
     run = make_run(tmp_path, tiny_random_model)
     with monkeypatch.context() as patch:
         send(patch, signal.SIGKILL, step=3)
         killed(lambda: train_iteration(run, 1))
     (checkpoint,) = (run.stage("train", 1).path / "checkpoints").glob("checkpoint-*")
-    mark(checkpoint, {**marked(checkpoint), "ranks": 2})
+    mark(checkpoint, {**marked(checkpoint), **shape})
     train_iteration(run, 1)
+    assert f"is of {shape['ranks']} x {shape['kind']}, and of no use to 1 x NO" in capsys.readouterr().err
     assert resumed_from(run) == []
     assert_equal(run, undisturbed)
 
@@ -238,7 +241,8 @@ leave_group()
 
 
 def test_two_ranks_stop_in_the_same_step(tmp_path, tiny_random_model) -> None:
-    undisturbed, run = (make_run(tmp_path / name, tiny_random_model) for name in ("undisturbed", "stopped"))
+    six = {"dpo": {"per_device_train_batch_size": 6}}
+    undisturbed, run = (make_run(tmp_path / name, tiny_random_model, **six) for name in ("undisturbed", "stopped"))
     (tmp_path / "script.py").write_text(STOPPED_ON_ONE_RANK)
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
     launch += ["--config_file", "configs/accelerate/cpu_2_processes.yaml"]

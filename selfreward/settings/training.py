@@ -19,6 +19,9 @@ RESERVED_TRAINER = {
     "report_to": "use tracking.report_to",
     "run_name": "use name",
     "resume_from_checkpoint": "an interrupted training goes on from its last whole checkpoint by itself",
+    "auto_find_batch_size": "a step would train another batch. Lower per_device_train_batch_size and raise "
+    "gradient_accumulation_steps",
+    "accelerator_config": "how examples are shared among processes decides what a step trains",
     "save_only_model": "a checkpoint without its optimizer can't be resumed",
     "save_total_limit": "the last whole checkpoint is kept until the stage is done",
     "save_strategy": "checkpoints are what a run resumes from; how often: save_steps",
@@ -55,6 +58,12 @@ class TrainingSettings(Settings):
     sft: SFTOptions = Field(default_factory=dict, description="SFTConfig of TRL, by its own names.")
     dpo: DPOOptions = Field(default_factory=dict, description="DPOConfig of TRL, by its own names.")
     lora: LoraOptions = Field(default_factory=dict, description="LoraConfig of PEFT, by its own names.")
+    load_in_4bit: bool = Field(
+        False,
+        description="QLoRA: DPO's policy and its reference hold the weights of M_t in four bits (NF4, quantized twice; "
+        "bitsandbytes), and the adapter is merged into the weights as they were. SFT of the seed stage trains all "
+        "weights, and in full.",
+    )
     rehearsal: Annotated[float, Field(ge=0.0)] = Field(
         0.0,
         description="Judging examples of the seed data that are rehearsed for each preference pair, by the "

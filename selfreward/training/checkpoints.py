@@ -3,6 +3,11 @@
 Upstream writes and reads them: weights, optimizer, schedule, random numbers, order of the data. A checkpoint counts
 once the first rank has marked it, after every rank has written its part and all of it is on the disk. (Renaming a
 folder that several ranks write to is what broke upstream's own trainer.)
+
+As many ranks of the same kind go on bit by bit. Other ranks go on with the same steps, and draw what is random
+(dropout, NEFTune's noise) anew: where every rank has all weights, and under FSDP2, whose checkpoints hold whole tensors
+(FULL_STATE_DICT) or are divided anew when they are read (SHARDED_STATE_DICT). What a rank of DeepSpeed has written
+fits no other number of them.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_model_param_count
 
@@ -24,6 +30,9 @@ if TYPE_CHECKING:
 
 # A trained parameter in float32, and Adam's two averages.
 BYTES_A_PARAMETER = 12
+# Each rank has all weights, and the first one saves them.
+REPLICATED = ("NO", "MULTI_CPU", "MULTI_GPU")
+FSDP2 = "FSDP2"
 
 
 class Checkpoints(TrainerCallback):
@@ -32,9 +41,7 @@ class Checkpoints(TrainerCallback):
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._folder = Path(str(trainer.args.output_dir))
-        accelerator = trainer.accelerator
-        # A rank's part of a checkpoint is of no use to another number of ranks, or another way to share the weights.
-        self._shape = {"ranks": accelerator.num_processes, "kind": accelerator.distributed_type.value}
+        self._shape = {"ranks": trainer.accelerator.num_processes, "kind": _kind(trainer)}
 
     def newest(self) -> Path | None:
         """The checkpoint to resume from; all others are removed. Called by every rank."""
@@ -44,6 +51,8 @@ class Checkpoints(TrainerCallback):
             for folder in self._all():
                 if folder != best:
                     discard(folder)
+            if best is not None:
+                self._adopt(best)
         self._trainer.accelerator.wait_for_everyone()
         return next(iter(self._all()), None)
 
@@ -84,10 +93,27 @@ class Checkpoints(TrainerCallback):
         marker = marked(folder)
         if marker is None:
             return None
-        if {name: marker[name] for name in self._shape} != self._shape:
-            console.print(f"{folder.name} is of {marker['ranks']} x {marker['kind']}: training starts again")
+        if not self._fits(marker):
+            console.print(
+                f"{folder.name} is of {_words(marker)}, and of no use to {_words(self._shape)}: training starts again"
+            )
             return None
         return int(marker["step"])
+
+    def _fits(self, marker: dict[str, Any]) -> bool:
+        kinds = {marker["kind"], self._shape["kind"]}
+        if kinds <= {*REPLICATED}:
+            return True
+        return len(kinds) == 1 and (marker["ranks"] == self._shape["ranks"] or marker["kind"].startswith(FSDP2))
+
+    def _adopt(self, checkpoint: Path) -> None:
+        """Lets all ranks draw anew if a checkpoint is of others, and not only those that it has no state for."""
+        marker = marked(checkpoint)
+        assert marker is not None
+        if any(marker[name] != value for name, value in self._shape.items()):
+            console.print(f"{checkpoint.name} is of {_words(marker)}, and {_words(self._shape)} go on from it")
+            for state in checkpoint.glob("rng_state*.pth"):
+                state.unlink()
 
     def _stop_asked(self) -> bool:
         """Whether any rank was asked to stop: all must stop in the same step."""
@@ -98,3 +124,15 @@ class Checkpoints(TrainerCallback):
         known = [size(folder) for folder in self._all()]
         needed = max(known, default=BYTES_A_PARAMETER * get_model_param_count(model, trainable_only=True))
         require_room(self._folder, needed, "a checkpoint")
+
+
+def _kind(trainer: Trainer) -> str:
+    """How ranks share the weights, and for FSDP2 in what form they save them."""
+    kind = trainer.accelerator.distributed_type
+    if kind is DistributedType.FSDP and trainer.accelerator.is_fsdp2:
+        return f"{FSDP2} {trainer.accelerator.state.fsdp_plugin.state_dict_type.name}"
+    return str(kind.value)
+
+
+def _words(shape: dict[str, Any]) -> str:
+    return f"{shape['ranks']} x {shape['kind']}"

@@ -1,4 +1,4 @@
-"""What SFT and DPO share: loading a model, trainer arguments, logs, and saving what is served next."""
+"""What SFT and DPO share: loading a model, trainer arguments, logs, and keeping what was trained."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ import os
 from contextlib import ExitStack
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
-from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback, TrainerState
+from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, unset_hf_deepspeed_config
 from transformers.trainer_pt_utils import get_model_param_count
 
-from selfreward.chat import load_tokenizer, model_errors
-from selfreward.durable import sync, sync_tree
-from selfreward.handover import LogProbs, Probes, require_merged
+from selfreward.chat import model_errors
+from selfreward.gpus import has_gpu
 from selfreward.progress import track
 from selfreward.records import derive_seed
 from selfreward.rundir import Run
-from selfreward.serving import has_gpu
+from selfreward.training.batch import shared_batch
 from selfreward.training.checkpoints import Checkpoints
 from selfreward.training.files import discard, mark, marked, require_room
 from selfreward.training.finite import LOWER
-from selfreward.training.probes import log_probs
-from selfreward.training.rounding import round_stochastically
+from selfreward.training.gather import save_trained
 
 FIGURES = ("rewards/accuracies", "rewards/margins")
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerControl, TrainingArguments
+    from transformers import PreTrainedModel, Trainer, TrainerControl
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
-def load_model(path: str, run: Run, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A causal language model from safetensors; ``dtype`` is the recipe's unless given."""
+def load_model(path: str, run: Run, dtype: torch.dtype | None = None, **options: Any) -> PreTrainedModel:
+    """A causal language model from safetensors; ``dtype`` is the recipe's unless given, ``options`` transformers'."""
     settings = run.recipe.model
     with model_errors(path):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -42,6 +42,7 @@ def load_model(path: str, run: Run, dtype: torch.dtype | None = None) -> PreTrai
             revision=None if Path(path).is_dir() else settings.revision,
             trust_remote_code=settings.trust_remote_code,
             use_safetensors=True,
+            **options,
         )
     return model
 
@@ -81,51 +82,45 @@ def trainer_options(run: Run, iteration: int, options: dict[str, Any]) -> dict[s
     }
 
 
+def arguments(kind: type[Arguments], run: Run, iteration: int, options: dict[str, Any]) -> Arguments:
+    """The trainer's arguments, with the recipe's batch shared among the processes that there are.
+
+    Raises:
+        ValueError: they can't share it evenly, or some of them are to train the same examples.
+    """
+    for dimension in ("tp", "cp", "sp"):
+        size = os.environ.get(f"PARALLELISM_CONFIG_{dimension.upper()}_SIZE", "1")
+        if size != "1":
+            raise ValueError(
+                f"accelerate's file has a parallelism_config with {dimension}_size {size}: as many processes would "
+                "train the same examples, and a step a part of the recipe's batch. Write 1, or take fsdp2.yaml"
+            )
+    # Where the recipe has float32, upstream would take the precision of accelerate's file.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    args = kind(**trainer_options(run, iteration, options))
+    # Only now the number of processes is sure.
+    for name, value in shared_batch(options, args.world_size).items():
+        setattr(args, name, value)
+    return args
+
+
 def with_defaults(defaults: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """The recipe's options over the paper's; a schedule of the recipe's own has no arguments of the paper's."""
     if "lr_scheduler_type" in options:
         defaults = {name: value for name, value in defaults.items() if name != "lr_scheduler_kwargs"}
-    return {**defaults, **options}
+    return _with_relative({**defaults, **options})
 
 
-def save_model(model: PreTrainedModel, run: Run, source: str, iteration: int) -> None:
-    """Writes a model in the recipe's dtype, as safetensors, with the tokenizer and chat template it is served with.
+def _with_relative(options: dict[str, Any]) -> dict[str, Any]:
+    """The least learning rate of a schedule as a share of the greatest.
 
-    It gets its name once all of it is on the disk.
-
-    Raises:
-        ValueError: a weight that is not a finite number.
-        DiskFull: the disk has no room for it.
+    Upstream divides as well, by a ``defaults`` of the optimizer, which DeepSpeed's has not.
     """
-    path = run.stage("model", iteration).path
-    temporary = path.with_name(f"{path.name}.tmp")
-    discard(temporary)
-    dtype = getattr(torch, run.recipe.model.dtype)
-    round_stochastically(model, dtype, derive_seed(run.recipe.seed, iteration, "round"))
-    model.to(dtype)
-    if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
-        raise ValueError(f"the trained model of iteration {iteration} has weights that are not numbers. {LOWER}")
-    require_room(path, sum(weight.nbytes for weight in model.parameters()), f"the model of iteration {iteration}")
-    model.save_pretrained(temporary)
-    tokenizer: PreTrainedTokenizerBase = load_tokenizer(source, run.recipe.model)
-    tokenizer.save_pretrained(temporary)
-    sync_tree(temporary)
-    discard(path)
-    os.replace(temporary, path)
-    sync(path.parent)
-
-
-def prove(run: Run, iteration: int, ids: list[list[int]], previous: LogProbs, policy: LogProbs) -> dict[str, float]:
-    """Reads the saved model back, compares it with the policy and leaves the probes in ``train/probes.json``.
-
-    Raises:
-        HandoverError: it is not the trained policy, or training changed nothing.
-    """
-    merged = log_probs(load_alone(run.stage("model", iteration).path, run), ids)
-    probes = Probes(run.recipe.model.dtype, ids, previous, policy, merged)
-    evidence = require_merged(probes)
-    probes.write(run.stage("train", iteration).path / "probes.json")
-    return {"merge_difference": evidence.greatest, "merge_share": evidence.share}
+    schedule = dict(options.get("lr_scheduler_kwargs") or {})
+    if schedule.get("min_lr") is None:
+        return options
+    schedule["min_lr_rate"] = schedule.pop("min_lr") / options["learning_rate"]
+    return {**options, "lr_scheduler_kwargs": schedule}
 
 
 class Watch(TrainerCallback):
@@ -209,7 +204,7 @@ def keep_trained(trainer: Trainer, folder: Path, summary: dict[str, Any]) -> Non
     if trainer.is_world_process_zero():
         # Trained weights are float32.
         require_room(folder, 4 * get_model_param_count(trainer.model, trainable_only=True), "what was trained")
-    trainer.save_model(str(folder / "trained"))
+    save_trained(trainer, folder / "trained")
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         mark(folder / "trained", summary)

@@ -1,39 +1,42 @@
 """DPO with a fresh LoRA on M_t, whose merge is M_{t+1} (arXiv 2401.10020, section 2.4).
 
-The policy with its adapter off *is* M_t, and needs no second model where M_t is the reference.
+The policy with its adapter off *is* M_t, and needs no second model where M_t is the reference. With
+training.load_in_4bit both are M_t with four bits a weight, and the adapter is added to the M_t that was quantized.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
+from transformers.distributed.fsdp import is_fsdp_enabled
 from trl import DPOConfig
 
 from selfreward.chat import ChatEncoder, load_tokenizer
 from selfreward.durable import sync_tree
-from selfreward.handover import LogProbs
 from selfreward.plan import reference_of
 from selfreward.rundir import Run
+from selfreward.training.batch import BATCH, PER_DEVICE
 from selfreward.training.common import (
+    arguments,
     checkpoints_folder,
     keep_trained,
-    load_alone,
     load_model,
-    prove,
-    save_model,
     train,
     trained_before,
-    trainer_options,
     with_defaults,
 )
 from selfreward.training.consistency import COLUMN, ConsistentDPOTrainer
+from selfreward.training.files import discard
 from selfreward.training.finite import FiniteDPOTrainer
-from selfreward.training.probes import NUM_TEXTS, log_probs, probe_ids
+from selfreward.training.merge import merge_adapter, prove
+from selfreward.training.probes import NUM_TEXTS, probe_ids
+from selfreward.training.quantized import load_options, widen_adapter
 from selfreward.training.rows import preference_rows, rows_by_source, split
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-6,
     "lr_scheduler_type": "cosine_with_min_lr",
     "lr_scheduler_kwargs": {"min_lr": 1e-7},
-    "per_device_train_batch_size": 16,
+    PER_DEVICE: BATCH,
     "beta": 0.1,
 }
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
@@ -63,7 +66,7 @@ def train_iteration(run: Run, iteration: int) -> dict[str, Any]:
     """
     folder = checkpoints_folder(run, iteration)
     options = with_defaults(DEFAULTS, run.recipe.training.dpo_options(iteration))
-    args = DPOConfig(**trainer_options(run, iteration, options))
+    args = arguments(DPOConfig, run, iteration, options)
     summary = trained_before(folder, args)
     if summary is None:
         summary = train_adapter(run, iteration, args)
@@ -82,13 +85,15 @@ def train_adapter(run: Run, iteration: int, args: DPOConfig) -> dict[str, Any]:
     rows, left_out = split(every, ("chosen", "rejected"), ChatEncoder(tokenizer), run.recipe.training.dpo)
     weighed = any(row.get(COLUMN, 1.0) < 1 for row in rows)
     trainer = (ConsistentDPOTrainer if weighed else FiniteDPOTrainer)(
-        model=load_model(source, run),
-        ref_model=reference_model(run, iteration),
+        model=load_model(source, run, **load_options(run.recipe)),
+        ref_model=reference_model(run, iteration, args),
         args=args,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=_dataset(rows, checkpoints_folder(run, iteration) / "rows", args),
         processing_class=tokenizer,
         peft_config=LoraConfig(**{**LORA_DEFAULTS, **run.recipe.training.lora}, task_type="CAUSAL_LM"),
     )
+    if run.recipe.training.load_in_4bit:
+        widen_adapter(trainer)
     if args.precompute_ref_log_probs:
         # Its figures are in the rows by now, and its memory is free when the training begins.
         trainer.ref_model = None
@@ -98,10 +103,36 @@ def train_adapter(run: Run, iteration: int, args: DPOConfig) -> dict[str, Any]:
     return summary
 
 
-def reference_model(run: Run, iteration: int) -> PreTrainedModel | None:
-    """The model that DPO measures the policy against, or None where it is M_t: the policy with its adapter off."""
+def _dataset(rows: list[dict[str, Any]], folder: Path, args: DPOConfig) -> Dataset:
+    """The rows; on the disk where TRL's first rank is to leave the reference's figures beside them for the others."""
+    dataset = Dataset.from_list(rows)
+    if args.world_size == 1 or not args.precompute_ref_log_probs:
+        return dataset
+    if args.process_index == 0:
+        discard(folder)
+        dataset.save_to_disk(folder)
+    args.distributed_state.wait_for_everyone()
+    return Dataset.load_from_disk(folder)
+
+
+def reference_model(run: Run, iteration: int, args: DPOConfig) -> PreTrainedModel | None:
+    """The model that DPO measures the policy against, or None where it is M_t: the policy with its adapter off.
+
+    Raises:
+        ValueError: accelerate is to give weights to the policy alone, and this is a second model.
+    """
     t = reference_of(run.recipe, iteration)
-    return None if t == iteration else load_model(run.model_path(t), run).requires_grad_(False)
+    # Before the training the policy is not on the GPUs that share it, where TRL computes the reference's figures.
+    apart = args.precompute_ref_log_probs and os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if t == iteration and not apart:
+        return None
+    if is_fsdp_enabled():
+        raise ValueError(
+            "fsdp_cpu_ram_efficient_loading is true, and the reference is a second model, of which the other ranks "
+            "would have no weights. Write false in accelerate's file, or training.reference: previous without "
+            "precompute_ref_log_probs"
+        )
+    return load_model(run.model_path(t), run, **load_options(run.recipe)).requires_grad_(False)
 
 
 def merge(run: Run, iteration: int, adapter: Path) -> dict[str, float]:
@@ -110,29 +141,12 @@ def merge(run: Run, iteration: int, adapter: Path) -> dict[str, float]:
     conversations = [[*row["prompt"], *row[side]] for row in rows for side in ("chosen", "rejected")]
     tokenizer = load_tokenizer(run.model_path(iteration), run.recipe.model)
     ids = probe_ids(tokenizer, conversations, run.recipe.engine.vllm)
-    previous, policy = _merge(run, iteration, adapter, ids)
+    previous, policy = merge_adapter(run, iteration, adapter, ids)
     return prove(run, iteration, ids, previous, policy)
 
 
-def _merge(run: Run, iteration: int, adapter: Path, ids: list[list[int]]) -> tuple[LogProbs, LogProbs]:
-    """Adds the adapter to M_t in float32, where the sum is exact enough, and casts once to the recipe's dtype.
-
-    Merging in bfloat16 itself shifts the loss (peft#1388).
-
-    Returns:
-        The probes' log-probabilities under M_t and the policy.
-    """
-    source = run.model_path(iteration)
-    model = PeftModel.from_pretrained(load_alone(source, run), str(adapter), torch_device="cpu")
-    policy = log_probs(model, ids)
-    with model.disable_adapter():
-        previous = log_probs(model, ids)
-    save_model(model.merge_and_unload(safe_merge=True), run, source, iteration)
-    return previous, policy
-
-
 def _keep_adapter(trained: Path, adapter: Path) -> None:
-    """Copies the weights and their settings; upstream also writes a tokenizer, a card and a pickle of arguments."""
+    """Copies the weights and their settings, without upstream's card."""
     adapter.mkdir(exist_ok=True)
     shutil.copyfile(trained / "adapter_model.safetensors", adapter / "adapter_model.safetensors")
     settings = json.loads((trained / "adapter_config.json").read_text(encoding="utf-8"))

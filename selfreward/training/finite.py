@@ -8,6 +8,8 @@ import torch
 from transformers import Trainer
 from trl import DPOTrainer, SFTTrainer
 
+from selfreward.training.precision import WidePrecision
+
 LOWER = "Lower the learning_rate, or set max_grad_norm"
 
 
@@ -25,9 +27,9 @@ class _FiniteLoss(Trainer):
         return loss
 
 
-class FiniteDPOTrainer(_FiniteLoss, DPOTrainer):
+class FiniteDPOTrainer(_FiniteLoss, WidePrecision, DPOTrainer):
     """TRL's trainer, and no step with a loss that is not a number."""
 
 
-class FiniteSFTTrainer(_FiniteLoss, SFTTrainer):
+class FiniteSFTTrainer(_FiniteLoss, WidePrecision, SFTTrainer):
     """TRL's trainer, and no step with a loss that is not a number."""

@@ -10,24 +10,22 @@ from datasets import Dataset
 from trl import SFTConfig
 
 from selfreward.chat import ChatEncoder, load_tokenizer
-from selfreward.handover import LogProbs
 from selfreward.judges import Panel
 from selfreward.prompts.seed_data import read_demonstrations, read_graded
 from selfreward.rundir import Run
+from selfreward.training.batch import BATCH, PER_DEVICE
 from selfreward.training.common import (
+    arguments,
     checkpoints_folder,
     keep_trained,
-    load_alone,
     load_model,
-    prove,
-    save_model,
     train,
     trained_before,
-    trainer_options,
     with_defaults,
 )
 from selfreward.training.finite import FiniteSFTTrainer
-from selfreward.training.probes import log_probs, probe_ids
+from selfreward.training.merge import cast_trained, prove
+from selfreward.training.probes import probe_ids
 from selfreward.training.rows import split
 
 # Section 3.1.2: batch 16, cosine from 5.5e-6 to 1.1e-6, loss on the target tokens only.
@@ -35,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "learning_rate": 5.5e-6,
     "lr_scheduler_type": "cosine_with_min_lr",
     "lr_scheduler_kwargs": {"min_lr": 1.1e-6},
-    "per_device_train_batch_size": 16,
+    PER_DEVICE: BATCH,
 }
 
 
@@ -52,7 +50,7 @@ def train_seed(run: Run) -> dict[str, Any]:
     """
     folder = checkpoints_folder(run, 0)
     options = with_defaults(DEFAULTS, run.recipe.training.sft)
-    args = SFTConfig(**trainer_options(run, 0, options))
+    args = arguments(SFTConfig, run, 0, options)
     summary = trained_before(folder, args)
     if summary is None:
         summary = train_weights(run, args)
@@ -86,19 +84,11 @@ def train_weights(run: Run, args: SFTConfig) -> dict[str, Any]:
 
 def save_seed(run: Run, trained: Path) -> dict[str, float]:
     """Writes M1 and the probes, and returns how near it is to what was trained."""
-    source = run.model_path(0)
     conversations = [[*row["prompt"], *row["completion"]] for row in seed_rows(run)]
-    ids = probe_ids(load_tokenizer(source, run.recipe.model), conversations, run.recipe.engine.vllm)
-    policy = _cast(run, trained, ids)
-    return prove(run, 0, ids, log_probs(load_alone(source, run), ids), policy)
-
-
-def _cast(run: Run, trained: Path, ids: list[list[int]]) -> LogProbs:
-    """Casts the trained weights to the recipe's dtype; the probes' log-probabilities are those before the cast."""
-    model = load_alone(trained, run, torch.float32)
-    policy = log_probs(model, ids)
-    save_model(model, run, run.model_path(0), 0)
-    return policy
+    tokenizer = load_tokenizer(run.model_path(0), run.recipe.model)
+    ids = probe_ids(tokenizer, conversations, run.recipe.engine.vllm)
+    previous, policy = cast_trained(run, trained, ids)
+    return prove(run, 0, ids, previous, policy)
 
 
 def seed_rows(run: Run) -> list[dict[str, Any]]:
