@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from selfreward.config import Recipe
 from selfreward.errors import DiskFull
-from selfreward.judges.criteria import read_criteria
-from selfreward.plan import Step, makes_model, names
+from selfreward.estimates.work import SAMPLED, Requests, of_a_prompt, of_all_prompts
+from selfreward.plan import Step, makes_model
 from selfreward.rundir import Run
-from selfreward.settings.engine import SamplingSettings
-from selfreward.settings.judge import JudgeSettings
 from selfreward.stages import TRAINING
 
 # Measured on English text: bytes of a token in JSON; and what a record has besides its text.
 BYTES_A_TOKEN, BYTES_A_RECORD = 6, 700
 # A stage writes each record to its journal and to its records.
 COPIES = 2
-SAMPLED = ("anchors", "responses", "judgements", "previous_judgements", "lookahead", "meta")
 MARGIN = 128 << 20
-
-# Requests behind a prompt that a model makes: what it writes, compares, answers, and what filters take out.
-A_PROMPT = 5
+BYTES_A_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def require(run: Run, steps: Sequence[Step]) -> None:
@@ -43,64 +38,43 @@ def estimate(run: Run, step: Step) -> int:
     recipe = run.recipe
     if step.stage in TRAINING:
         return _training(run, step.iteration)
-    if step.stage == "prompts":
-        asked = [source for source in recipe.prompts.sources if source.needs_model]
-        return sum(_bytes(source.generation, A_PROMPT * (recipe.prompts.num or 0)) for source in asked)
+    num = recipe.prompts.num or 0
     if step.stage in SAMPLED:
-        return int(run.stage("prompts", step.iteration).summary["prompts"]) * _of_a_prompt(recipe, step)
+        num = int(run.stage("prompts", step.iteration).summary["prompts"])
+    return of_records(recipe, step, num)
+
+
+def of_records(recipe: Recipe, step: Step, num: int) -> int:
+    """The most bytes of the records that a stage writes about ``num`` prompts."""
+    if step.stage == "prompts":
+        return _bytes(of_all_prompts(recipe, num))
+    if step.stage in SAMPLED:
+        return num * _bytes(of_a_prompt(recipe, step.stage, step.iteration))
     return 0
 
 
-def _of_a_prompt(recipe: Recipe, step: Step) -> int:
-    """The most bytes that a stage which samples or judges writes for one prompt."""
-    n = recipe.responses.n
-    revised = n * (recipe.responses.principles is not None)
-    judged = n + revised + n * ("anchors" in names(recipe, step.iteration))
-    if step.stage == "meta":
-        assert recipe.meta is not None
-        return _bytes(recipe.meta, recipe.judge.votes * (recipe.judge.votes - 1))
-    if step.stage == "anchors":
-        return _bytes(recipe.responses, n)
-    if step.stage == "responses":
-        return _bytes(recipe.responses, n + 2 * revised * recipe.responses.revisions)
-    if step.stage == "lookahead":
-        return _bytes(recipe.responses, n) + _judging(recipe, judged + n)
-    return _judging(recipe, judged)
-
-
-def _judging(recipe: Recipe, num: int) -> int:
-    """The most bytes of all judgements of ``num`` responses to one prompt."""
-    return sum(_bytes(judge, _calls(judge, num)) for judge in recipe.judge.judges)
-
-
-def _calls(judge: JudgeSettings, num: int) -> int:
-    """How often a judge is asked about ``num`` responses; an answer of its own is one call more."""
-    own = int(judge.reference == "answer")
-    if judge.name == "pairwise":
-        meetings = num * (num - 1) // 2
-        if judge.pairwise.matches != "all":
-            meetings = min(meetings, judge.pairwise.rounds * (num // 2))
-        return own + 2 * meetings * judge.votes
-    if judge.name == "rubric" and not judge.rubric.together and judge.criteria is not None:
-        return own + num * judge.votes * len(read_criteria(judge.criteria))
-    return own + num * judge.votes
-
-
-def _bytes(settings: SamplingSettings, requests: int) -> int:
+def _bytes(requests: Iterable[Requests]) -> int:
     """The most bytes that the answers to some requests take."""
-    return COPIES * requests * (settings.max_tokens * BYTES_A_TOKEN + BYTES_A_RECORD)
+    return sum(COPIES * each.num * (each.max_tokens * BYTES_A_TOKEN + BYTES_A_RECORD) for each in requests)
+
+
+def of_training(weights: int, dtype: str, seed: bool) -> int:
+    """The most bytes that a training writes, of a model with so many bytes of weights.
+
+    That is the merged model, and one that is being written; for SFT also float32 weights, and a checkpoint of them
+    with two moments.
+    """
+    masters = weights // BYTES_A_WEIGHT[dtype] * (4 + 12) if seed else 0
+    return 2 * weights + masters
 
 
 def _training(run: Run, iteration: int) -> int:
-    """The merged model; for SFT also float32 weights and a checkpoint of them with two moments."""
     maker = makes_model(run.recipe, iteration)
     folder = Path(run.model_path(iteration))
     if maker is None and not folder.is_dir():
         return 0  # a hub model, whose size is seen when it is trained
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    bytes_a_weight = {"float32": 4, "bfloat16": 2, "float16": 2}[run.recipe.model.dtype]
-    masters = 0 if iteration else weights // bytes_a_weight * (4 + 12)
-    return 2 * weights + masters
+    return of_training(weights, run.recipe.model.dtype, seed=not iteration)
 
 
 def _gib(size: int) -> str:

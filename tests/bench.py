@@ -1,12 +1,14 @@
 """What being able to resume costs, what judges cost, and the search for near-duplicates:
 
-    python tests/bench.py journal | resume | judges | dedup
+    python tests/bench.py journal | resume | judges | dedup | memory
 
 ``journal``: sampling by vLLM with the journal and without it, in turns, on the tiny model.
 ``judges``: responses judged a second by each judge, in turns, with vLLM's own figures of its prefix cache.
 ``resume``: how long a fresh process takes to know what is left of a run that was cut off with a million judgements.
 ``dedup``: the filter rouge_l against the paper's own, which is rouge_score on each pair of candidate and pool; that one
 runs on a sample, from which its time for all is extrapolated, and the decisions on the sample must be the same.
+``memory``: what `selfreward plan` says of a training and a merge on a CPU, against the greatest resident memory of
+each, with the architecture of Qwen2.5-0.5B and random weights. Most of its hour on two cores is spent in bfloat16.
 """
 
 from __future__ import annotations
@@ -385,9 +387,141 @@ def _word(number: int) -> str:
     return word
 
 
+# The config.json of Qwen2.5-0.5B, and the pairs and tokens that are trained at once.
+QWEN = {
+    "vocab_size": 151_936,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32_768,
+    "tie_word_embeddings": True,
+}
+SHAPES = [(1, 128), (2, 128)]
+
+
+def bench_memory(shapes: list[tuple[int, int]], sizes: dict[str, Any]) -> None:
+    """Prints a Markdown table, a row a training, each in a process of its own."""
+    print("| dtype | checkpointing | pairs x tokens | training, GiB | planned | ratio | merge, GiB | planned | ratio |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype in ("float32", "bfloat16"):
+            model = random_qwen(Path(folder, dtype), dtype, sizes)
+            for checkpointing, (pairs, length) in itertools.product((False, True), shapes):
+                found = measure_training(Path(folder), model, dtype, checkpointing, pairs, length)
+                rows = [(found[name], found[f"{name}_planned"]) for name in ("training", "merge")]
+                cells = [f"{size / 2**30:.2f} | {plan / 2**30:.2f} | {plan / size:.2f}" for size, plan in rows]
+                shape = f"{pairs} x {length}"
+                print(f"| {dtype} | {'on' if checkpointing else 'off'} | {shape} | {' | '.join(cells)} |", flush=True)
+
+
+def random_qwen(path: Path, dtype: str, sizes: dict[str, Any]) -> Path:
+    """Saves a model of the architecture with random weights, and a tokenizer for which a character is a token."""
+    import torch
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2Tokenizer
+
+    from selfreward.tiny.pretrain import CHAT_TEMPLATE, SPECIAL
+
+    words = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    pad, bos, eos, unknown = SPECIAL[:4]
+    tokenizer = Qwen2Tokenizer(
+        vocab={word: number for number, word in enumerate(words)},
+        merges=[],
+        pad_token=pad,
+        bos_token=bos,
+        eos_token=eos,
+        unk_token=unknown,
+        additional_special_tokens=list(SPECIAL[4:]),
+        chat_template=CHAT_TEMPLATE,
+    )
+    config = Qwen2Config(**sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def measure_training(
+    folder: Path, model: Path, dtype: str, checkpointing: bool, pairs: int, length: int
+) -> dict[str, int]:
+    """Two steps, and the merge, each in a process of its own: bytes that were resident, and that were planned."""
+    settings = {"model": str(model), "dtype": dtype, "checkpointing": checkpointing, "pairs": pairs, "length": length}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])}
+    found: dict[str, int] = {}
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        for part in ("training", "merge"):
+            code = f"import bench, sys; bench.{part}_here(*sys.argv[1:])"
+            command = [sys.executable, "-c", code, own, json.dumps(settings)]
+            child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+            found |= json.loads(child.stdout.splitlines()[-1])
+    return found
+
+
+def training_here(folder: str, settings: str) -> None:
+    """Trains in this process, and prints its peak and the plan's."""
+    from trainings import make_run, write_records
+    from trl import DPOConfig
+
+    from selfreward.estimates import training
+    from selfreward.estimates.architecture import read
+    from selfreward.estimates.machine import cpu
+    from selfreward.launchers.layout import Layout
+    from selfreward.training import dpo
+    from selfreward.training.common import arguments, with_defaults
+
+    given = json.loads(settings)
+    options = {
+        "per_device_train_batch_size": given["pairs"],
+        "max_length": given["length"],
+        "gradient_checkpointing": given["checkpointing"],
+        "max_steps": 2,
+        # Larger steps make chances so small that a CPU takes a hundred times as long with them.
+        "learning_rate": 1e-6,
+        "disable_dropout": True,
+    }
+    run = make_run(Path(folder), Path(given["model"]), dtype=given["dtype"], dpo=options, lora={"r": 16})
+    rows = [_full_pair(number, given["length"]) for number in range(2 * given["pairs"])]
+    write_records(run.stage("pairs", 1).path / "records.jsonl", rows)
+    args = arguments(DPOConfig, run, 1, with_defaults(dpo.DEFAULTS, run.recipe.training.dpo_options(1)))
+    summary = dpo.train_adapter(run, 1, args)
+    assert summary["examples"] == len(rows), summary
+    measured = _peak()
+    plan = training.dpo(run.recipe, read(run.recipe.model), Layout.of(run.recipe, 1, 0), cpu())
+    planned = {"training_planned": plan.memory.total, "merge_planned": plan.merge}
+    print(json.dumps({"training": measured, **planned}))
+
+
+def merge_here(folder: str, settings: str) -> None:
+    """Merges what :func:`training_here` has trained, and prints the peak of this process."""
+    from selfreward.rundir import Run
+    from selfreward.training import dpo
+    from selfreward.training.common import checkpoints_folder
+
+    run = Run.open(Path(folder, "runs", "test"))
+    dpo.merge(run, 1, checkpoints_folder(run, 1) / "trained")
+    print(json.dumps({"merge": _peak()}))
+
+
+def _peak() -> int:
+    """Bytes of this process that were resident at most."""
+    [size] = re.findall(r"VmHWM:\s+([0-9]+)", Path("/proc/self/status").read_text())
+    return int(size) * 1024
+
+
+def _full_pair(number: int, length: int) -> Any:
+    """A pair whose sides have exactly so many tokens: beside the characters, five of the template."""
+    from selfreward.records import PreferencePair
+
+    prompt = [{"role": "user", "content": f"Go {number:02}."}]
+    sides = [[{"role": "assistant", "content": letter * (length - 5 - 6)}] for letter in "ab"]
+    names = (f"c{number}", f"r{number}")
+    return PreferencePair(f"pair{number}", f"prompt{number}", prompt, *sides, *names, 4.0, 1.0, None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["journal", "resume", "judges", "dedup"])
+    parser.add_argument("what", choices=["journal", "resume", "judges", "dedup", "memory"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--num", type=int, nargs="+", help="dedup: how many instructions (10000 52000, or all of data)")
     parser.add_argument("--data", type=Path, help="dedup: JSONL with `instruction` or `prompt`, not made-up ones")
@@ -397,6 +531,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what == "dedup":
         bench_dedup(arguments.num, arguments.data, arguments.pairs)
+    elif arguments.what == "memory":
+        bench_memory(SHAPES, QWEN)
     else:
         {"journal": bench_journal, "resume": bench_resume, "judges": bench_judges}[arguments.what](arguments.rounds)
 
