@@ -245,7 +245,7 @@ import json, re, sys, time
 from pathlib import Path
 from selfreward.prompts.filters.rouge import RougeL
 from selfreward.records import Task
-from selfreward.settings.prompts import FilterSettings
+from selfreward.settings.filters import FilterSettings
 
 def mebibytes(name):
     return int(re.search(name + r":\s+([0-9]+)", Path("/proc/self/status").read_text())[1]) / 1024

@@ -15,7 +15,8 @@ from selfreward.journal import Journal, JournaledEngine
 from selfreward.prompts.base import Desk
 from selfreward.prompts.filters.base import Filters
 from selfreward.records import Message
-from selfreward.settings.prompts import FilterSettings, PromptSettings
+from selfreward.settings.filters import FilterSettings
+from selfreward.settings.prompts import PromptSettings
 
 Reply = str | Completion
 

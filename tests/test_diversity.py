@@ -11,7 +11,7 @@ import sacrebleu
 from selfreward.evaluation.diversity import diversity, frequent_roots, self_bleu
 from selfreward.evaluation.roots import roots
 from selfreward.prompts.filters.texts import words
-from selfreward.settings.prompts import EmbeddingSettings
+from selfreward.settings.filters import EmbeddingSettings
 from selfreward.tiny import world
 
 NO_MODEL = EmbeddingSettings()

@@ -14,7 +14,7 @@ from selfreward.prompts.filters import near
 from selfreward.prompts.filters.base import Filters, Finding
 from selfreward.prompts.filters.near import NearByMeaning, NearByWords
 from selfreward.records import Task
-from selfreward.settings.prompts import EmbeddingSettings, FilterSettings, MinHashSettings
+from selfreward.settings.filters import EmbeddingSettings, FilterSettings, MinHashSettings
 from selfreward.tiny import world
 
 WORDS = [f"{a}{b}" for a, b in product("abcdefgh", "klmnopqr")]

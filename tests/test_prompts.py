@@ -16,7 +16,8 @@ from selfreward.prompts.mixture import MixtureSource, shares
 from selfreward.records import Prompt, Removal, Task, read_records
 from selfreward.rundir import Run
 from selfreward.serving import Engines
-from selfreward.settings.prompts import FilterSettings, PromptSettings
+from selfreward.settings.filters import FilterSettings
+from selfreward.settings.prompts import PromptSettings
 from selfreward.stages import prompts as prompts_stage
 
 TINY = Path(__file__).parents[1] / "selfreward" / "tiny" / "model"

@@ -9,7 +9,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from selfreward.prompts.filters.base import Filters
 from selfreward.prompts.filters.rouge import Neighbour, RougeIndex, RougeL, unicode_tokens
 from selfreward.records import Task
-from selfreward.settings.prompts import FilterSettings, RougeSettings
+from selfreward.settings.filters import FilterSettings, RougeSettings
 
 SCORER = RougeScorer(["rougeL"], use_stemmer=False)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfreward import __version__
 from selfreward.settings.data import DataJob, EFTJob, IFTJob, JobSettings
-from selfreward.settings.prompts import FilterSettings
+from selfreward.settings.filters import FilterSettings
 
 if TYPE_CHECKING:
     from selfreward.data.job import Made

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from selfreward.recipe_file import edit
-from selfreward.settings.prompts import PAPER, PAPER_INSTANCES
+from selfreward.settings.filters import PAPER, PAPER_INSTANCES
 from selfreward.stopping import stop
 
 app = typer.Typer(

@@ -12,7 +12,8 @@ from selfreward.data.job import rows_of
 from selfreward.evaluation.diversity import diversity
 from selfreward.prompts.dataset import read_tasks
 from selfreward.records import Task
-from selfreward.settings.prompts import EmbeddingSettings, RowSettings
+from selfreward.settings.filters import EmbeddingSettings
+from selfreward.settings.prompts import RowSettings
 
 SEED = 0  # of the samples that diversity is measured on
 FREQUENT = 10

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from selfreward.evaluation.roots import roots
 from selfreward.prompts.filters.texts import ngrams, words
-from selfreward.settings.prompts import EmbeddingSettings
+from selfreward.settings.filters import EmbeddingSettings
 
 SAMPLE = 1000
 # Shares of what is distinct fall with the amount of text: they are means over windows of so many n-grams or roots.

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from selfreward import registry
 from selfreward.records import Removal, Task
-from selfreward.settings.prompts import FilterSettings
+from selfreward.settings.filters import FilterSettings
 
 
 @dataclass(frozen=True)

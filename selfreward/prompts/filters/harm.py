@@ -13,7 +13,7 @@ from selfreward import registry
 from selfreward.prompts.filters.base import Finding, extra
 from selfreward.prompts.filters.texts import parts, phrase_finder
 from selfreward.records import Task
-from selfreward.settings.prompts import FilterSettings, PersonalDataSettings, ToxicitySettings
+from selfreward.settings.filters import FilterSettings, PersonalDataSettings, ToxicitySettings
 
 
 class _OfText:

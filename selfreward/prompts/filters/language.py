@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from selfreward.prompts.filters.base import Finding, extra
 from selfreward.records import Task
-from selfreward.settings.prompts import FilterSettings
+from selfreward.settings.filters import FilterSettings
 
 
 class Language:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from selfreward.prompts.filters.base import Finding, extra
 from selfreward.prompts.filters.texts import ngrams, words
 from selfreward.records import Task
-from selfreward.settings.prompts import EmbeddingSettings, FilterSettings
+from selfreward.settings.filters import EmbeddingSettings, FilterSettings
 
 if TYPE_CHECKING:
     from datasketch import MinHash

@@ -9,7 +9,8 @@ from typing import Literal
 from selfreward.prompts.filters.base import Finding
 from selfreward.prompts.filters.texts import ngrams, words
 from selfreward.records import Task
-from selfreward.settings.prompts import FilterSettings, RowSettings
+from selfreward.settings.filters import FilterSettings
+from selfreward.settings.prompts import RowSettings
 
 
 class Novelty:

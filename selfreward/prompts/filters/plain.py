@@ -14,7 +14,7 @@ from typing import Literal
 from selfreward.prompts.filters.base import Finding
 from selfreward.prompts.filters.texts import phrase_finder
 from selfreward.records import Task, content_id
-from selfreward.settings.prompts import FilterSettings
+from selfreward.settings.filters import FilterSettings
 
 
 class _OfInstructions:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from selfreward.prompts.filters.base import Finding
 from selfreward.records import Task
-from selfreward.settings.prompts import FilterSettings
+from selfreward.settings.filters import FilterSettings
 
 # Rounding must not take a text out of the candidates: its limit is so much higher, in words.
 SLACK = 1e-6
