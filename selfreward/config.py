@@ -177,9 +177,7 @@ class Recipe(Settings):
                 f"training.rehearsal is {self.training.rehearsal}, and there is no seed_data.eft to rehearse. "
                 "Add seed_data, or set training.rehearsal to 0"
             )
-        others = [judge.model for judge in (self.judge, *self.judge.members)]
-        others += [source.model for source in self.prompts.sources]
-        if self.launch.launcher == "ray" and self.launch.keep_engine and any(others):
+        if self.launch.launcher == "ray" and self.launch.keep_engine and any(self._of_others("model")):
             raise ValueError(
                 "launch.keep_engine is true and launcher is ray, for which an engine that sleeps has its GPUs, and a "
                 "judge or teacher has a model of its own, which would find none. Write keep_engine: false"
@@ -198,6 +196,15 @@ class Recipe(Settings):
         if (self.selection.name == "revision") > (self.responses.principles is not None):
             raise ValueError("selection.name is revision, and there are no responses.principles to revise by")
         return self
+
+    @property
+    def engines(self) -> list[EngineSettings]:
+        """Every engine that is named: the policy's, and those of judges and teachers."""
+        return [self.engine, *(each for each in self._of_others("engine") if each is not None)]
+
+    def _of_others(self, name: str) -> list[Any]:
+        """The ``model`` or ``engine`` of each judge and of each source of prompts, None where it names none."""
+        return [getattr(each, name) for each in (self.judge, *self.judge.members, *self.prompts.sources)]
 
     def _check_prompts(self) -> None:
         """Refuses sources without rows, and an iteration that no source has a share in."""

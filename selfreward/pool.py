@@ -79,7 +79,7 @@ class Pool:
         self._restarting: list[threading.Thread] = []
         self.asleep = False
         try:
-            self._all(self._first_start)
+            self._each(self._first_start, self.replicas)
             self._require_one()
         except BaseException:
             self.close()
@@ -130,7 +130,7 @@ class Pool:
         """
         self._settle()
         self._wanted, self.asleep = model_path, False
-        self._all(partial(self._reload, before=before))
+        self._each(partial(self._reload, before=before), self.replicas)
         self._require_one()
 
     def sleep(self) -> None:
@@ -139,16 +139,16 @@ class Pool:
         if self.asleep:
             return
         self.asleep = True
-        self._all(self._sleep)
+        self._each(self._sleep, self.replicas)
 
     def close(self) -> None:
         """Ends all replicas, those that are being started among them."""
         with self._lock:
             self._closing = True
-            engines = [replica.engine for replica in self.replicas if replica.engine is not None]
+            engines = self.engines
             for replica in self.replicas:
                 replica.engine = None
-        self._all(lambda engine: engine.close(), engines)
+        self._each(lambda engine: engine.close(), engines)
         self._settle()
 
     def _settle(self) -> None:
@@ -156,16 +156,14 @@ class Pool:
         while self._restarting and not stop.requested:
             self._restarting.pop().join()
 
-    def _all(self, work: Callable[[T], None], items: Sequence[T] | None = None) -> None:
-        """Does some work with each replica, or with other items, side by side where the engines are apart."""
-        every: Sequence[T] = self.replicas if items is None else items  # type: ignore[assignment]
+    def _each(self, work: Callable[[T], None], items: Sequence[T]) -> None:
+        """Does some work with each item, side by side where the engines are apart."""
         if not self._apart:
-            for item in every:
+            for item in items:
                 work(item)
             return
-        with ThreadPoolExecutor(max(1, len(every))) as threads:
-            for _ in threads.map(work, every):
-                pass
+        with ThreadPoolExecutor(max(1, len(items))) as threads:
+            list(threads.map(work, items))
 
     def _first_start(self, replica: Replica) -> None:
         try:

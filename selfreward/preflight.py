@@ -87,10 +87,7 @@ def require_engine(recipe: Recipe) -> None:
     require_quantization(recipe)
     if not any(step.stage not in TRAINING for step in plan(recipe)):
         return
-    judges = (recipe.judge, *recipe.judge.members)
-    others = (*(judge.engine for judge in judges), *(source.engine for source in recipe.prompts.sources))
-    names = {engine.name for engine in (recipe.engine, *others) if engine is not None}
-    if "vllm" in names and importlib.util.find_spec("vllm") is None:
+    if "vllm" in {engine.name for engine in recipe.engines} and importlib.util.find_spec("vllm") is None:
         raise ValueError(
             'engine.name is vllm, which is not installed. Install it (pip install "selfreward[vllm]"), '
             "or set engine.name to transformers"

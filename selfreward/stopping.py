@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -10,6 +11,13 @@ from contextlib import contextmanager
 from types import FrameType
 
 from selfreward.errors import Stopped
+
+PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """Lets the kernel kill this process, even if it hangs, when the thread of its parent that started it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Stop:

@@ -44,7 +44,7 @@ def recipe(tmp_path: Path, tiny_random_model: Path) -> Any:
         (["launch.replicas=3"], 1, 0, 3, 1),
         (["launch.launcher=inline"], 1, 8, 1, 8),
         (["launch.processes=4"], 2, 8, 16, 4),
-        (["launch.train=process"], 1, 8, 8, 1),
+        (["launch.train=process"], 2, 8, 16, 1),
         ([f"launch.accelerate_config={CONFIGS}/cpu_2_processes.yaml"], 1, 0, 1, 2),
         ([f"launch.accelerate_config={CONFIGS}/fsdp2.yaml"], 2, 4, 8, 8),
     ],
@@ -53,8 +53,8 @@ def test_what_a_recipe_makes_of_nodes(
     recipe: Any, overrides: list[str], nodes: int, gpus: int, replicas: int, processes: int
 ) -> None:
     layout = Layout.of(recipe(*overrides), nodes, gpus)
-    assert layout == Layout(nodes, gpus, replicas, processes)
-    assert layout.ranks == nodes * processes
+    ranks = 1 if "launch.train=process" in overrides else nodes * processes
+    assert layout == Layout(nodes, gpus, replicas, processes, ranks)
 
 
 def test_what_has_no_room_is_refused(recipe: Any) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from selfreward.durable import write_all
 from selfreward.engines.base import Completion, SamplingParams
+from selfreward.engines.pending import Pending
 from selfreward.engines.worker import BEAT, Answer, Request
 from selfreward.errors import EngineDied
 from selfreward.records import Message
@@ -133,10 +134,7 @@ class ProcessLink:
         self._process = subprocess.Popen(
             command, env=dict(environment), stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0
         )
-        self._lock = threading.Lock()
-        self._waiting: dict[int, Future[Answer]] = {}
-        self._number = 0
-        self._ended: str | None = None
+        self._pending = Pending()
         # A thread writes, as a worker that reads nothing would stop the event loop and all other replicas.
         self._requests: SimpleQueue[bytes | None] = SimpleQueue()
         self._threads = [
@@ -148,14 +146,7 @@ class ProcessLink:
             thread.start()
 
     def ask(self, request: Request) -> Future[Answer]:
-        future: Future[Answer] = Future()
-        with self._lock:
-            if self._ended is not None:
-                future.set_exception(EngineDied(self._ended))
-                return future
-            self._number += 1
-            number = self._number
-            self._waiting[number] = future
+        number, future = self._pending.add()
         self._requests.put(json.dumps({"number": number, **request}, ensure_ascii=False).encode() + b"\n")
         return future
 
@@ -190,7 +181,7 @@ class ProcessLink:
         if why is not None:
             self._process.kill()
         status = self._end()
-        self._fail(f"{self._name} {why or f'ended (exit status {status})'}")
+        self._pending.end(f"{self._name} {why or f'ended (exit status {status})'}")
 
     def _listen(self) -> str | None:
         assert self._process.stdout is not None
@@ -207,24 +198,9 @@ class ProcessLink:
                     return None
                 *lines, buffer = (buffer + chunk).split(b"\n")
                 for line in lines:
-                    self._hand_over(json.loads(line))
+                    answer = json.loads(line)
+                    self._pending.settle(answer.pop("number", None), answer)
         return f"gave no sign of life for {self._patience:g} s"
-
-    def _hand_over(self, answer: Answer) -> None:
-        number = answer.pop("number", None)
-        with self._lock:
-            future = self._waiting.pop(number, None)
-        # The coroutine that waits may have been cancelled.
-        if future is not None and future.set_running_or_notify_cancel():
-            future.set_result(answer)
-
-    def _fail(self, why: str) -> None:
-        with self._lock:
-            self._ended = why
-            left, self._waiting = list(self._waiting.values()), {}
-        for future in left:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(EngineDied(why))
 
     def _pass_on(self, log: Callable[[str], None]) -> None:
         assert self._process.stderr is not None

@@ -6,7 +6,6 @@ vLLM itself waits for ever for a core that was killed or hangs, and leaves the c
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -24,6 +23,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor.multiproc_executor import WorkerProc
 
 from selfreward.errors import EngineDied
+from selfreward.stopping import end_with_parent
 
 T = TypeVar("T")
 
@@ -31,7 +31,6 @@ T = TypeVar("T")
 LOOK = 0.001
 # Seconds until a killed process is gone, unless its GPU's driver hangs.
 KILLED = 5.0
-PR_SET_PDEATHSIG = 1
 
 _run_engine_core, _worker_main = EngineCoreProc.run_engine_core, WorkerProc.worker_main
 
@@ -54,11 +53,11 @@ WorkerProc.worker_main = staticmethod(worker_main)
 
 
 def _bind_to_parent() -> None:
-    """Lets the kernel kill this process, even if it hangs, when the thread of its parent that started it ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Binds this process to its parent, also where that ended before the kernel knew."""
+    end_with_parent()
     parent = multiprocessing.parent_process()
     if parent is None or parent.pid != os.getppid():
-        os._exit(1)  # the parent ended before the kernel knew
+        os._exit(1)
     # Ctrl-C reaches all processes of a terminal. The main one decides what it means; vLLM would drop its requests.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 

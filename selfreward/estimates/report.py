@@ -21,7 +21,7 @@ def as_dict(outline: Outline) -> dict[str, Any]:
     return {
         "name": outline.recipe.name,
         "machine": asdict(outline.machine),
-        "layout": {**asdict(outline.layout), "ranks": outline.layout.ranks},
+        "layout": asdict(outline.layout),
         "model": asdict(outline.sizes),
         "serving": {**asdict(outline.serving), "cached_tokens": outline.serving.cached_tokens},
         "seed_training": _training_dict(outline.sft),

@@ -71,30 +71,19 @@ def require_layout(recipe: Recipe, launcher: Launcher) -> None:
     Raises:
         ValueError: an engine has no room, or a batch can't be shared by the processes that train.
     """
-    judges = (recipe.judge, *recipe.judge.members)
-    others = (*(judge.engine for judge in judges), *(source.engine for source in recipe.prompts.sources))
-    for engine in (recipe.engine, *others):
-        if engine is not None:
-            replicas(recipe.launch, engine, launcher.nodes, launcher.gpus)
+    for engine in recipe.engines:
+        replicas(recipe.launch, engine, launcher.nodes, launcher.gpus)
     if recipe.launch.train == "inline" and launcher.gpus > 1:
         raise ValueError(
             f"launch.train is inline, and this process sees {launcher.gpus} GPUs, on which TRL does not train in one "
             "process. Take launch.train out, or show it one with CUDA_VISIBLE_DEVICES"
         )
-    ranks = num_ranks(recipe, launcher)
+    layout = Layout.of(recipe, launcher.nodes, launcher.gpus)
+    ranks = launcher.size if isinstance(launcher, Ranks) else layout.ranks
     for iteration in range(recipe.iterations + 1):
         options = recipe.training.dpo_options(iteration) if iteration else recipe.training.sft
         if iteration or recipe.seed_data is not None:
             shared_batch(options, ranks)
-
-
-def num_ranks(recipe: Recipe, launcher: Launcher) -> int:
-    """The processes that train."""
-    if isinstance(launcher, Ranks):
-        return launcher.size
-    if how_to_train(recipe, launcher) != "accelerate":
-        return 1
-    return Layout.of(recipe, launcher.nodes, launcher.gpus).ranks
 
 
 def how_to_train(recipe: Recipe, launcher: Launcher) -> str:

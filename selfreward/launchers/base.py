@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import shlex
@@ -20,9 +19,8 @@ from typing import Protocol
 from selfreward.engines.remote import Link
 from selfreward.launchers.layout import Place
 from selfreward.plan import Step
-from selfreward.stopping import stop
+from selfreward.stopping import end_with_parent, stop
 
-PR_SET_PDEATHSIG = 1
 LOOK = 0.2  # seconds between two looks at the processes of a training
 # What torchrun, accelerate and MPI tell the processes that they start. A process that is none of theirs would take
 # itself for one of several by them: vLLM does (vllm#3088).
@@ -49,7 +47,7 @@ def end_with_agent() -> None:
     for each other for ever and keep their memory.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent()
 
 
 def worker_command(place: Place) -> list[str]:
@@ -67,8 +65,8 @@ class Gang(Protocol):
             NodeLost: a node of it is gone.
         """
 
-    def signal(self, number: int) -> None:
-        """Signals all of them."""
+    def kill(self) -> None:
+        """Kills all of them, and returns once they have ended."""
 
 
 class Launcher(Protocol):
@@ -164,7 +162,7 @@ def wait(gang: Gang) -> int | None:
             time.sleep(LOOK)
         return status
     finally:
-        gang.signal(signal.SIGKILL)
+        gang.kill()
 
 
 # How each line of a training begins that several processes print.
@@ -193,10 +191,9 @@ class ProcessGang:
             return None
         return status
 
-    def signal(self, number: int) -> None:
-        self._reaches(number)
-        if number == signal.SIGKILL:
-            self._child.wait()
+    def kill(self) -> None:
+        self._reaches(signal.SIGKILL)
+        self._child.wait()
 
     def _reaches(self, number: int) -> bool:
         """Signals the group, and returns whether there is one."""

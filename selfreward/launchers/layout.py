@@ -27,13 +27,15 @@ class Place:
 class Layout:
     """What a recipe makes of some nodes.
 
-    ``gpus`` and ``processes`` (that train) are those of each node, ``replicas`` (that sample and judge) all of them.
+    ``gpus`` and ``processes`` (that train) are those of each node; ``replicas`` (that sample and judge) and ``ranks``
+    (that train) all of them.
     """
 
     nodes: int
     gpus: int
     replicas: int
     processes: int
+    ranks: int
 
     @classmethod
     def of(cls, recipe: Recipe, nodes: int, gpus: int) -> Layout:
@@ -48,12 +50,8 @@ class Layout:
                 f"launch.replicas is {wanted}, and {nodes} nodes with {gpus} GPUs hold {found} of "
                 f"{gpus_per_replica(recipe.engine)} GPUs. Write replicas: {found}, or let each have fewer"
             )
-        return cls(nodes, gpus, found, processes(recipe.launch, gpus))
-
-    @property
-    def ranks(self) -> int:
-        """The training processes on all nodes."""
-        return self.nodes * self.processes
+        each = processes(recipe.launch, gpus)
+        return cls(nodes, gpus, found, each, 1 if recipe.launch.one_trains else nodes * each)
 
 
 def gpus_per_replica(engine: EngineSettings) -> int:
@@ -83,7 +81,7 @@ def replicas(launch: LaunchSettings, engine: EngineSettings, nodes: int, gpus: i
 
 def processes(launch: LaunchSettings, gpus: int) -> int:
     """The training processes on each node."""
-    if launch.train in ("inline", "process"):
+    if launch.one_trains:
         return 1
     return launch.processes or _of_file(launch.accelerate_config) or max(1, gpus)
 

@@ -19,6 +19,7 @@ from selfreward.engines.remote import Link, ProcessLink
 from selfreward.gpus import num_gpus
 from selfreward.launchers.base import Gang, ProcessGang, Training, clean, free_port, of_ranks, wait, worker_command
 from selfreward.launchers.layout import Place
+from selfreward.launchers.local import Local
 from selfreward.launchers.logs import VARIABLE as ERROR_FILE
 from selfreward.stopping import stop
 
@@ -34,15 +35,12 @@ def several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-class Ranks:
+class Ranks(Local):
     """Implements :class:`selfreward.launchers.base.Launcher` for the first rank; the others :meth:`follow`.
 
     Takes the launcher's variables out of the environment of this process: what it starts besides trainings, such as
     vLLM, would take itself for one of the ranks.
     """
-
-    nodes = 1
-    lost = ()
 
     def __init__(self, apart: bool | None) -> None:
         """Args: ``apart``: whether engines have processes of their own; None: where there are several GPUs."""
@@ -51,8 +49,8 @@ class Ranks:
         for name in self._variables:
             if name != ERROR_FILE:
                 del os.environ[name]
-        self.gpus = num_gpus()
-        self.apart = self.gpus > 1 if apart is None else apart
+        gpus = num_gpus()
+        super().__init__(gpus > 1 if apart is None else apart, gpus)
         self.first = self._variables["RANK"] == "0"
         self.size = int(self._variables["WORLD_SIZE"])
         self._num = 0

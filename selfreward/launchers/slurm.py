@@ -53,8 +53,8 @@ class Slurm:
 class _StepGang(ProcessGang):
     """A job step. ``srun`` hands SIGTERM on as SIGKILL, and its tasks would outlive a ``srun`` that is killed."""
 
-    def signal(self, number: int) -> None:
-        super().signal(signal.SIGTERM if number == signal.SIGKILL else number)
+    def kill(self) -> None:
+        self._reaches(signal.SIGTERM)
         self._child.wait()
 
 

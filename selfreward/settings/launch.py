@@ -51,14 +51,19 @@ class LaunchSettings(Settings):
     )
     private: bool = Field(True, description="Make the run folder readable by its owner alone.")
 
+    @property
+    def one_trains(self) -> bool:
+        """Whether the recipe has all of a training in one process."""
+        return self.train in ("inline", "process")
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.accelerate_config is not None and self.train in ("inline", "process"):
+        if self.accelerate_config is not None and self.one_trains:
             raise ValueError(
                 f"launch.train is {self.train!r} and accelerate_config is {self.accelerate_config}, which only "
                 "`accelerate launch` reads. Write launch.train: accelerate, or take the file out"
             )
-        if self.processes is not None and self.train in ("inline", "process"):
+        if self.processes is not None and self.one_trains:
             raise ValueError(
                 f"launch.train is {self.train!r}, which is one process, and processes is {self.processes}. Take one out"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -54,13 +53,12 @@ class RayGang:
         self._hosts: list[Any] = []
         self._statuses: list[int | None] = [None] * training.nodes
         self._places: list[tuple[str, int, str]] = []
-        self._asked = False
         self._group = placement_group([{**share, **place} for place in places], strategy="STRICT_SPREAD")
         try:
             _require_room(self._group, training, with_gpus)
             self._start(training, environment, share)
         except BaseException:
-            self.signal(signal.SIGKILL)
+            self.kill()
             raise
 
     def poll(self) -> int | None:
@@ -68,16 +66,12 @@ class RayGang:
             self._statuses[number] = status
             self._print(number, lines)
         failed = [status for status in self._statuses if status]
-        # The others may wait for one that failed for ever, unless all are about to end as they were asked to.
-        if None in self._statuses and (self._asked or not failed):
+        # The others may wait for one that failed for ever.
+        if None in self._statuses and not failed:
             return None
         return failed[0] if failed else 0
 
-    def signal(self, number: int) -> None:
-        self._asked = True
-        if number != signal.SIGKILL:
-            wait_for([host.signal.remote(number) for host in self._hosts])
-            return
+    def kill(self) -> None:
         ended = [host.end.remote() for host in self._hosts]
         wait_for(ended)
         for place, answer in enumerate(ended):

@@ -123,12 +123,9 @@ class TrainingHost(_Host):
         status = self._gang.poll()
         return status, self._printed()
 
-    async def signal(self, number: int) -> None:
-        self._gang.signal(number)
-
     async def end(self) -> list[str]:
         """Kills what is left, and returns what it has printed."""
-        self._gang.signal(9)
+        self._gang.kill()
         await asyncio.to_thread(self._reader.join, END)
         return self._printed()
 

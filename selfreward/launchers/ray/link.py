@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from selfreward.engines.pending import Pending
 from selfreward.engines.remote import END, SILENCE
 from selfreward.engines.worker import BEAT, Answer, Request
 from selfreward.errors import EngineDied
@@ -38,9 +40,7 @@ class RayLink:
         """
         self._name, self._log = name, log
         self._patience = max(3 * BEAT, min(stall_timeout, SILENCE))
-        self._waiting: set[Future[Answer]] = set()
-        self._lock = threading.Lock()
-        self._ended: str | None = None
+        self._pending = Pending()
         self._host = actor(
             ReplicaHost,
             ours(os.environ),
@@ -60,13 +60,8 @@ class RayLink:
         self._listener.start()
 
     def ask(self, request: Request) -> Future[Answer]:
-        future: Future[Answer] = Future()
-        with self._lock:
-            if self._ended is not None:
-                future.set_exception(EngineDied(self._ended))
-                return future
-            self._waiting.add(future)
-        self._host.ask.remote(request).future().add_done_callback(lambda answered: self._hand_over(future, answered))
+        number, future = self._pending.add()
+        self._host.ask.remote(request).future().add_done_callback(partial(self._hand_over, number))
         return future
 
     def close(self) -> None:
@@ -92,21 +87,11 @@ class RayLink:
         except RayError as error:
             raise EngineDied(f"{self._name} ended: {why(error)}") from None
 
-    def _hand_over(self, future: Future[Answer], answered: Future[Answer]) -> None:
-        with self._lock:
-            if future not in self._waiting:
-                return
-            self._waiting.remove(future)
-        # The coroutine that waits may have been cancelled.
-        if not future.set_running_or_notify_cancel():
-            return
+    def _hand_over(self, number: int, answered: Future[Answer]) -> None:
         error = answered.exception()
-        if error is None:
-            future.set_result(answered.result())
-        elif isinstance(error, RayError) and not isinstance(error, RayTaskError):
-            future.set_exception(EngineDied(f"{self._name} ended: {why(error)}"))
-        else:
-            future.set_exception(error)
+        if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+            error = EngineDied(f"{self._name} ended: {why(error)}")
+        self._pending.settle(number, answered.result() if error is None else error)
 
     def _listen(self) -> None:
         """Passes on what the worker prints, until its actor ends or gives no sign of life."""
@@ -121,21 +106,13 @@ class RayLink:
             try:
                 lines = ray.get(heard)
             except RayError as error:
-                self._fail(f"{self._name} ended: {why(error)}")
+                self._pending.end(f"{self._name} ended: {why(error)}")
                 return
             for line in lines:
                 self._log(line)
             heard = self._hear()
         ray.kill(self._host)
-        self._fail(f"{self._name} gave no sign of life for {self._patience:g} s")
+        self._pending.end(f"{self._name} gave no sign of life for {self._patience:g} s")
 
     def _hear(self) -> Any:
         return self._host.hear.options(concurrency_group="messages").remote()
-
-    def _fail(self, why: str) -> None:
-        with self._lock:
-            self._ended = why
-            left, self._waiting = list(self._waiting), set()
-        for future in left:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(EngineDied(why))
