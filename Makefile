@@ -31,7 +31,7 @@ install-cluster: $(STAMP) ## what test-cluster needs besides: SLURM, by apt-get 
 test: $(STAMP) ## set up, then the tests, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not cluster" $(ARGS)
 
-test-cluster: install-cluster ## the tests on clusters of two nodes that are made here: SLURM, Ray, two hosts
+test-cluster: install-cluster ## the tests of several ranks, and on clusters made here: SLURM, Ray, two hosts
 	$(BIN)/python -m pytest -m cluster --timeout 900 $(ARGS)
 
 chaos: $(STAMP) ## kill, stop and starve runs at length, and compare: an hour

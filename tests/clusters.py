@@ -143,7 +143,8 @@ class Slurm:
         with (self.hosts.folder / "daemons.log").open("a") as log:
             self.hosts.start(host, command, self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
-    def _idle(self) -> bool:
+    def idle(self) -> bool:
+        """Whether all nodes are up and without jobs."""
         command = ["sinfo", "-h", "-o", "%D %t"]  # fails until slurmctld listens
         done = subprocess.run(command, check=False, env=self.environment, text=True, capture_output=True)
         return done.stdout.strip() == f"{len(self.nodes)} idle"
@@ -175,7 +176,7 @@ def slurm(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[Slurm]:
         cluster._daemon(CONTROL, "slurmctld", "-D")
         for name in names:
             cluster.boot(name)
-        until(cluster._idle, LIMIT, cluster._log)
+        until(cluster.idle, LIMIT, cluster._log)
         yield cluster
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     for item in marked if not has_gpu() else ():
         item.add_marker(pytest.mark.skip(reason="torch sees no GPU"))
+
+
+def leave_disk(patch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    """Lets every disk have so many bytes left, as far as this process can tell."""
+    usage = shutil.disk_usage("/")
+    patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=num_bytes))
 
 
 def make_random_model(path: Path, seed: int, architecture: str = "llama", tied: bool = False) -> Path:

@@ -274,9 +274,13 @@ def one_training(folder: Path, forge: Forge) -> Lab:
 
 def quickstart(folder: Path, forge: Forge, *overrides: str) -> Lab:
     """The quick start in small: the real vLLM, and a model that writes and judges."""
+    return Lab(folder, forge, QUICKSTART, [*SMALL_QUICKSTART, *held_out(folder), *overrides])
+
+
+def held_out(folder: Path) -> list[str]:
+    """Settings for an evaluation on the first 16 of the quick start's held-out rows, which are written to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("heldout_prompts", "heldout_judging"):
-        lines = (DATA / f"{name}.jsonl").read_text().splitlines(True)
-        (folder / f"{name}.jsonl").write_text("".join(lines[:16]))
-    held_out = (f"evaluation.{key}={folder}/heldout_{key}.jsonl" for key in ("prompts", "judging"))
-    return Lab(folder, forge, QUICKSTART, [*SMALL_QUICKSTART, *held_out, *overrides])
+    for key in ("prompts", "judging"):
+        lines = (DATA / f"heldout_{key}.jsonl").read_text().splitlines(True)
+        (folder / f"heldout_{key}.jsonl").write_text("".join(lines[:16]))
+    return [f"evaluation.{key}={folder}/heldout_{key}.jsonl" for key in ("prompts", "judging")]

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lab import SMALL_QUICKSTART
+from lab import SMALL_QUICKSTART, held_out
 
 from selfreward.config import load_recipe
 from selfreward.preflight import preflight
@@ -37,8 +37,7 @@ def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_runs_shares_the_seed_stage_goes_on_and_reports(tmp_path: Path) -> None:
     grid = tmp_path / "grid.yaml"
-    held_out = [f"evaluation.{n}={GRID.parent / f'heldout_{n}.jsonl'}" for n in ("prompts", "judging")]
-    small = [*SMALL_QUICKSTART, *held_out, "iterations=1", "responses.max_tokens=8", "evaluation.canaries=2"]
+    small = [*SMALL_QUICKSTART, *held_out(tmp_path), "iterations=1", "responses.max_tokens=8", "evaluation.canaries=2"]
     grid.write_text(f"""
 recipe: {GRID.parents[1] / "quickstart" / "run.yaml"}
 settings: {small}

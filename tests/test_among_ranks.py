@@ -1,6 +1,5 @@
 """A run under ``accelerate launch`` and ``torchrun``: the first rank drives, all of them train."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from safetensors.torch import load_file
+from small import small_recipe
 
 import selfreward
 from selfreward.rundir import Run
@@ -26,20 +26,9 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 @pytest.fixture
 def recipe_file(tmp_path: Path, tiny_random_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", "tests")
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"Name {n} owls."}) + "\n" for n in range(8)))
-    (tmp_path / "judge.txt").write_text("Review this answer.\nTask: {prompt}\nAnswer: {response}")
-    (tmp_path / "run.yaml").write_text(f"""
-name: test
-run_dir: {tmp_path}/runs
-iterations: 2
-model: {{path: {tiny_random_model}, dtype: float32}}
-prompts: {{path: prompts.jsonl}}
-judge: {{template: judge.txt, votes: 1}}
-training:
-  dpo: {{max_steps: 2, learning_rate: 1e-3, per_device_train_batch_size: 4, gradient_checkpointing: false}}
-engine: {{name: "scripts:Numbers"}}
-""")
-    return tmp_path / "run.yaml"
+    dpo = {"max_steps": 2, "per_device_train_batch_size": 4}
+    engine = {"name": "scripts:Numbers"}
+    return small_recipe(tmp_path, 8, dpo, tiny_random_model, iterations=2, engine=engine)
 
 
 def launched(launcher: list[str], path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import bench
 import pytest
 import torch
+from conftest import leave_disk
 from typer.testing import CliRunner
 
 import selfreward
@@ -51,6 +52,12 @@ def write_config(folder: Path, shape: tuple[Any, ...], **more: Any) -> ModelSett
 def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelSettings]:
     folder = tmp_path_factory.mktemp("published")
     return {name: write_config(folder / name, shape) for name, shape in PUBLISHED.items()}
+
+
+@pytest.fixture(autouse=True)
+def room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fits must not depend on how full the disk is that the tests run on."""
+    leave_disk(monkeypatch, 1 << 50)
 
 
 def outline(model: ModelSettings, machine: Machine, *overrides: str, recipe: Path = LLAMA) -> Outline:
@@ -348,6 +355,16 @@ def test_what_does_not_fit_is_named_with_what_would_make_it_fit(
     # What was found holds when it is typed.
     then = first_problem(outline(model, machine, *settings, *problem.settings))
     assert then is None or then.need.what != what
+
+
+def test_a_disk_too_small_is_named(published: dict[str, ModelSettings], monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = outline(published["Llama-3.1-8B"], gpus(1, 80))
+    leave_disk(monkeypatch, planned.disk - 1)
+    problem = first_problem(planned)
+    assert problem is not None
+    assert (problem.need.what, problem.need.needs) == ("the run folder", planned.disk)
+    leave_disk(monkeypatch, planned.disk)
+    assert first_problem(planned) is None
 
 
 def test_on_a_cpu_the_engine_that_is_kept_shares_the_memory(tmp_path: Path) -> None:

@@ -3,11 +3,11 @@
 import asyncio
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 
 import pytest
+from conftest import leave_disk
 
 from selfreward import journal as module
 from selfreward.engines import Completion, SamplingParams
@@ -120,8 +120,7 @@ def test_a_disk_that_fails_is_told_and_nothing_is_appended_behind_a_torn_line(tm
 
 
 def test_a_nearly_full_disk_stops_the_stage(tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=module.RESERVE - 1))
+    leave_disk(monkeypatch, module.RESERVE - 1)
     journal = Journal(tmp_path / "j")
     with pytest.raises(DiskFull, match="63 MiB of disk are left"):
         journal.add(key(0), "x")

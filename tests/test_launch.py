@@ -7,32 +7,17 @@ from itertools import pairwise
 
 import pytest
 from safetensors.torch import load_file
+from small import small_recipe
 
 import selfreward
-
-TASKS = ("one", "two", "three", "four", "five", "six")
 
 
 @pytest.fixture
 def recipe_file(tmp_path, tiny_random_model):
-    prompts = "".join(json.dumps({"prompt": f"Name {n} animals."}) + "\n" for n in TASKS)
-    (tmp_path / "prompts.jsonl").write_text(prompts)
     row = {"prompt": "Name two animals.", "response": "fox owl", "judgement": "count two yes\nScore: 5"}
     (tmp_path / "seed.jsonl").write_text((json.dumps(row) + "\n") * 4)
-    (tmp_path / "judge.txt").write_text("Review this answer.\nTask: {prompt}\nAnswer: {response}")
-    path = tmp_path / "run.yaml"
-    path.write_text(f"""
-name: test
-run_dir: {tmp_path}/runs
-iterations: 1
-model: {{path: {tiny_random_model}, dtype: float32}}
-prompts: {{path: prompts.jsonl}}
-judge: {{template: judge.txt, votes: 1}}
-training:
-  dpo: {{max_steps: 2, learning_rate: 1e-3, per_device_train_batch_size: 2, gradient_checkpointing: false}}
-engine: {{name: "scripts:Numbers"}}
-""")
-    return path
+    dpo = {"max_steps": 2, "per_device_train_batch_size": 2}
+    return small_recipe(tmp_path, 6, dpo, tiny_random_model, engine={"name": "scripts:Numbers"})
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +35,7 @@ def test_a_process_of_its_own_trains_the_same_weights(recipe_file):
         assert all(ours[name].equal(theirs[name]) for name in ours)
 
 
+@pytest.mark.cluster
 def test_two_ranks_under_accelerate_launch(recipe_file):
     seed = [f"seed_data.{kind}={recipe_file.parent}/seed.jsonl" for kind in ("ift", "eft")]
     seed += ["training.sft.max_steps=1"]

@@ -265,12 +265,14 @@ def sharded(tmp_path_factory: pytest.TempPathFactory, tiny_random_model: Path) -
     return runs
 
 
+@pytest.mark.cluster
 def test_ranks_that_share_the_weights_train_what_one_trains(one: dict[int, Run], sharded: dict[str, Run]) -> None:
     assert_same_training(sharded["iteration"], one[1], 1)
     assert_same_training(sharded["computed first"], one[1], 1)
     assert_same_training(sharded["seed"], one[0], 0)
 
 
+@pytest.mark.cluster
 def test_ranks_that_share_the_weights_round_no_figures(sharded: dict[str, Run], tmp_path: Path) -> None:
     """In bfloat16 the weights compute alike; log-probabilities rounded to it would differ by 0.01."""
     assert_half_precision(sharded["half seed"])
@@ -280,12 +282,14 @@ def test_ranks_that_share_the_weights_round_no_figures(sharded: dict[str, Run], 
     assert difference(sharded["half"], alone) < 5e-3
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("name", ["wider", "narrower"])
 def test_other_ranks_go_on_with_shared_weights(one: dict[int, Run], sharded: dict[str, Run], name: str) -> None:
     assert resumed_from(sharded[name]) == [3]
     assert_same_training(sharded[name], one[1], 1)
 
 
+@pytest.mark.cluster
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed_trains_what_one_rank_trains(

@@ -1,6 +1,5 @@
 """A run on a real Ray cluster of two nodes: the records of one process, whatever dies on the way; and no orphan."""
 
-import json
 import os
 import re
 import signal
@@ -8,14 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import scripts
+import small
 from clusters import RayCluster, lacking_ray, ray_cluster
+from small import STAGES, digests, num_lines, small_recipe
 from test_quickstart import SMALL, UNEVALUATED
 from trainings import logged, resumed_from
 
@@ -30,10 +30,8 @@ from selfreward.training.files import marked
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-TINY = Path(selfreward.__file__).parent / "tiny" / "model"
 NUM = 23  # prompts: two replicas can't share them evenly
 MARK = "SELFREWARD_TEST"  # a variable by which the processes of a test are known, on all nodes
-STAGES = ("prompts", "responses", "judgements", "pairs")
 LIMIT = 60.0  # seconds in which everything of a run must have ended
 
 
@@ -56,36 +54,15 @@ def second_node(cluster: RayCluster) -> Iterator[RayCluster]:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    engine = {"name": "test_ray:Slow", "max_in_flight": 2}
+    dpo = {"max_steps": 2, "per_device_train_batch_size": 2}
     folder = tmp_path_factory.mktemp("recipe")
-    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"Name {n} owls."}) + "\n" for n in range(NUM)))
-    (folder / "judge.txt").write_text("Review this answer.\nTask: {prompt}\nAnswer: {response}")
-    (folder / "run.yaml").write_text(f"""
-name: test
-run_dir: {folder}/runs
-iterations: 1
-model: {{path: {TINY}, dtype: float32}}
-prompts: {{path: prompts.jsonl}}
-responses: {{n: 3, max_tokens: 24}}
-judge: {{template: judge.txt, votes: 2, min_parse_rate: 0.0}}
-training:
-  dpo: {{max_steps: 2, learning_rate: 1e-3, per_device_train_batch_size: 2, gradient_checkpointing: false}}
-engine: {{name: "test_ray:Slow", max_in_flight: 2}}
-launch: {{launcher: ray}}
-""")
-    return folder / "run.yaml"
+    return small_recipe(folder, NUM, dpo, engine=engine, launch={"launcher": "ray"})
 
 
 @pytest.fixture(scope="module")
 def inline(recipe: Path) -> dict[str, str]:
-    """What one process records."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", "tests")
-        run = selfreward.run(selfreward.load_recipe(recipe, ["name=inline", "launch.launcher=inline"]))
-    return digests(run)
-
-
-def digests(run: Run) -> dict[str, str]:
-    return {stage: sha256((run.stage(stage, 1).path / "records.jsonl").read_bytes()).hexdigest() for stage in STAGES}
+    return digests(small.inline(recipe))
 
 
 def left(mark: str) -> list[psutil.Process]:
@@ -111,10 +88,6 @@ def seconds_until(done: Callable[[], object], process: subprocess.Popen[str] | N
 
 def folder(recipe: Path, name: str) -> Path:
     return recipe.parent / "runs" / name / "iter_1"
-
-
-def lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def checkpoints(recipe: Path, name: str) -> list[Path]:
@@ -173,8 +146,8 @@ def test_the_quick_start_with_two_replicas_of_the_real_engine(cluster: RayCluste
 def test_a_lost_node_costs_no_record(second_node: RayCluster, recipe: Path, inline: dict[str, str], how: str) -> None:
     process = start(second_node, how, str(recipe), "training.dpo.max_steps=1")
     journal = folder(recipe, how) / "responses" / "journal.jsonl"
-    seconds_until(lambda: lines(journal) > 9, process)
-    before, begun = lines(journal), time.monotonic()
+    seconds_until(lambda: num_lines(journal) > 9, process)
+    before, begun = num_lines(journal), time.monotonic()
     lose(second_node, how)
     assert process.wait() == 0, messages(second_node, how).read_text()
     run = Run.open(recipe.parent / "runs" / how)
@@ -214,7 +187,7 @@ def test_nothing_outlives_the_driver(cluster: RayCluster, recipe: Path, stage: s
     name = f"{stage}-{number}"
     process = start(cluster, name, str(recipe), "training.dpo.max_steps=400", "training.dpo.save_steps=5")
     journal = folder(recipe, name) / "responses" / "journal.jsonl"
-    seconds_until(lambda: checkpoints(recipe, name) if stage == "train" else lines(journal) > 9, process)
+    seconds_until(lambda: checkpoints(recipe, name) if stage == "train" else num_lines(journal) > 9, process)
     assert len(left(name)) > 2
     process.send_signal(number)
     begun = time.monotonic()

@@ -1,7 +1,6 @@
 """Replicas share one list of prompts: however many there are, and whichever of them dies, the records are the same."""
 
 import asyncio
-import json
 import os
 import re
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from scripts import Numbers
+from small import num_lines, small_recipe
 
 import selfreward
 from selfreward import loop
@@ -33,22 +33,8 @@ NUM = 23  # prompts: neither two nor three nor four divide it
 @pytest.fixture
 def recipe_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", "tests")
-    (tmp_path / "prompts.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"Name {n} owls."}) + "\n" for n in range(NUM))
-    )
-    (tmp_path / "judge.txt").write_text("Review this answer.\nTask: {prompt}\nAnswer: {response}")
-    (tmp_path / "run.yaml").write_text(f"""
-name: test
-run_dir: {tmp_path}/runs
-iterations: 1
-model: {{path: {TINY}, dtype: float32}}
-prompts: {{path: prompts.jsonl}}
-responses: {{n: 3, max_tokens: 24}}
-judge: {{template: judge.txt, votes: 2, min_parse_rate: 0.0}}
-launch: {{launcher: local}}
-engine: {{name: "scripts:Slow"}}
-""")
-    return tmp_path / "run.yaml"
+    launch, engine = {"launcher": "local"}, {"name": "scripts:Slow"}
+    return small_recipe(tmp_path, NUM, {}, launch=launch, engine=engine)
 
 
 def sampled(path: Path, *overrides: str) -> Run:
@@ -85,7 +71,7 @@ class Assassin(threading.Thread):
         self.done = False
 
     def run(self) -> None:
-        while not self._journal.is_file() or self._journal.read_bytes().count(b"\n") < self._after:
+        while num_lines(self._journal) < self._after:
             time.sleep(0.01)
         self._act(workers()[0])
         self.done = True

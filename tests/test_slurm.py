@@ -1,17 +1,17 @@
 """Runs on a real SLURM of two nodes, through launch/slurm.sbatch, and on two hosts without a scheduler."""
 
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import small
 from clusters import Slurm, lacking_slurm, slurm, until
 from hosts import Hosts, hosts, lacking
+from small import digests, num_lines, small_recipe
 from test_quickstart import SMALL, UNEVALUATED
 from trainings import logged, resumed_from
 
@@ -21,10 +21,7 @@ from selfreward.training.files import marked
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-TINY = Path(selfreward.__file__).parent / "tiny" / "model"
 ROOT = Path(__file__).parents[1]
-STAGES = ("prompts", "responses", "judgements", "pairs")
-NUM = 28  # prompts: as many pairs, which are whole batches, so that two ranks see in a step what one sees
 ENVIRONMENT = {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:"}
 
 
@@ -38,31 +35,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recipe")
-    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"Name {n} owls."}) + "\n" for n in range(NUM)))
-    (folder / "judge.txt").write_text("Review this answer.\nTask: {prompt}\nAnswer: {response}")
-    (folder / "run.yaml").write_text(f"""
-name: test
-run_dir: {folder}/runs
-iterations: 1
-model: {{path: {TINY}, dtype: float32}}
-prompts: {{path: prompts.jsonl}}
-responses: {{n: 3, max_tokens: 24}}
-judge: {{template: judge.txt, votes: 2, min_parse_rate: 0.0}}
-training:
-  dpo: {{max_steps: 40, save_steps: 5, logging_steps: 1, learning_rate: 1e-4, per_device_train_batch_size: 4,
-    gradient_checkpointing: false}}
-engine: {{name: "scripts:Slow", max_in_flight: 2}}
-""")
-    return folder / "run.yaml"
+    dpo = {"max_steps": 40, "save_steps": 5, "logging_steps": 1, "learning_rate": 1e-4}
+    # 28 pairs are whole batches, so that two ranks see in a step what one sees.
+    return small_recipe(tmp_path_factory.mktemp("recipe"), 28, {**dpo, "per_device_train_batch_size": 4})
 
 
 @pytest.fixture(scope="module")
 def inline(recipe: Path) -> Run:
-    """What one process makes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", "tests")
-        return selfreward.run(selfreward.load_recipe(recipe, ["name=inline", "launch.launcher=inline"]))
+    return small.inline(recipe)
 
 
 def submit(cluster: Slurm, log: Path, recipe: str | Path, *overrides: str) -> str:
@@ -78,16 +58,8 @@ def submit(cluster: Slurm, log: Path, recipe: str | Path, *overrides: str) -> st
     return cluster.sbatch(*options, f"--chdir={ROOT}", "launch/slurm.sbatch", str(recipe), *overrides, env=environment)
 
 
-def digests(run: Run) -> dict[str, str]:
-    return {stage: sha256((run.stage(stage, 1).path / "records.jsonl").read_bytes()).hexdigest() for stage in STAGES}
-
-
 def wait_for(cluster: Slurm, job: str, done: Callable[[], object]) -> None:
     until(done, 240, lambda: f"{cluster.state(job)}\n{cluster.output(job)}")
-
-
-def lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def finished(cluster: Slurm, job: str, folder: Path) -> Run:
@@ -103,8 +75,8 @@ def test_the_quick_start_is_preempted_once_and_ends_with_the_records_of_one_proc
     inline = selfreward.run(selfreward.load_recipe(quickstart, ["name=inline", "launch.launcher=inline", *options]))
     job = submit(cluster, tmp_path / "job.log", quickstart, "name=slurm", *options)
     journal = tmp_path / "slurm" / "iter_1" / "responses" / "journal.jsonl"
-    wait_for(cluster, job, lambda: lines(journal) > 9)
-    before = lines(journal)
+    wait_for(cluster, job, lambda: num_lines(journal) > 9)
+    before = num_lines(journal)
     cluster.command("scancel", "--signal=TERM", "--batch", job)
     run = finished(cluster, job, tmp_path / "slurm")
     assert cluster.show(job)["Restarts"] == "1"
@@ -140,7 +112,7 @@ def test_a_training_on_two_nodes_is_preempted_and_goes_on_from_its_checkpoint(
 def test_a_node_that_dies_brings_the_job_back(cluster: Slurm, recipe: Path, inline: Run, tmp_path: Path) -> None:
     job = submit(cluster, tmp_path / "job.log", recipe, "name=lost", "training.dpo.max_steps=1")
     journal = recipe.parent / "runs" / "lost" / "iter_1" / "responses" / "journal.jsonl"
-    wait_for(cluster, job, lambda: lines(journal) > 9)
+    wait_for(cluster, job, lambda: num_lines(journal) > 9)
     cluster.kill("n2")
     begun = time.monotonic()
     wait_for(cluster, job, lambda: cluster.state(job) == "PENDING")
@@ -148,6 +120,24 @@ def test_a_node_that_dies_brings_the_job_back(cluster: Slurm, recipe: Path, inli
     run = finished(cluster, job, recipe.parent / "runs" / "lost")
     assert digests(run) == digests(inline)
     print(f"\nnode lost: 4 of 4 sha256 equal to inline, done {time.monotonic() - begun:.0f} s later")
+
+
+def test_a_cancelled_job_stays_so_and_the_next_goes_on(
+    cluster: Slurm, recipe: Path, inline: Run, tmp_path: Path
+) -> None:
+    folder = recipe.parent / "runs" / "cancelled"
+    arguments = (recipe, "name=cancelled", "training.dpo.max_steps=1")
+    job = submit(cluster, tmp_path / "job.log", *arguments)
+    journal = folder / "iter_1" / "responses" / "journal.jsonl"
+    wait_for(cluster, job, lambda: num_lines(journal) > 9)
+    cluster.command("scancel", job)
+    wait_for(cluster, job, lambda: "Go on with: selfreward resume" in cluster.output(job))
+    wait_for(cluster, job, cluster.idle)
+    assert (cluster.state(job), cluster.show(job)["Restarts"]) == ("CANCELLED", "0")
+    before = num_lines(journal)
+    run = finished(cluster, submit(cluster, tmp_path / "next.log", *arguments), folder)
+    assert digests(run) == digests(inline)
+    print(f"\ncancelled at {before} responses: not requeued; the next job ended with 4 of 4 sha256 equal to inline")
 
 
 @pytest.fixture

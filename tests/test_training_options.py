@@ -196,6 +196,7 @@ leave_group()
 """
 
 
+@pytest.mark.cluster
 def test_two_ranks_share_pairs_reference_and_agreement(tmp_path, models) -> None:
     dpo = {"max_steps": 1, "per_device_train_batch_size": 8}
     run = third_iteration(tmp_path, models, consistency="pair", reference="seed", dpo=dpo)

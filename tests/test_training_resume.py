@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_random_model
+from conftest import leave_disk, make_random_model
 from trainings import killed, logged, make_run, result, resumed_from
 
 from selfreward import stopping
@@ -240,6 +240,7 @@ leave_group()
 """
 
 
+@pytest.mark.cluster
 def test_two_ranks_stop_in_the_same_step(tmp_path, tiny_random_model) -> None:
     six = {"dpo": {"per_device_train_batch_size": 6}}
     undisturbed, run = (make_run(tmp_path / name, tiny_random_model, **six) for name in ("undisturbed", "stopped"))
@@ -272,14 +273,9 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def leave(patch: pytest.MonkeyPatch, num_bytes: int) -> None:
-    usage = shutil.disk_usage("/")
-    patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=num_bytes))
-
-
 def test_a_disk_too_small_for_a_checkpoint_stops_before_it_is_written(tmp_path, tiny_random_model, monkeypatch) -> None:
     run = make_run(tmp_path, tiny_random_model)
-    leave(monkeypatch, 100_000)
+    leave_disk(monkeypatch, 100_000)
     with pytest.raises(
         DiskFull, match=r"a checkpoint needs about 0\.1 MiB, and .*/train has 0\.1 MiB left\. Make room"
     ):
@@ -294,7 +290,7 @@ def test_a_disk_too_small_for_the_model_costs_no_training(
     with monkeypatch.context() as patch:
         log = Run.log
         patch.setattr(
-            Run, "log", lambda run, metrics: (log(run, metrics), "train_loss" in metrics and leave(patch, 300_000))
+            Run, "log", lambda run, metrics: (log(run, metrics), "train_loss" in metrics and leave_disk(patch, 300_000))
         )
         with pytest.raises(DiskFull, match=r"the model of iteration 1 needs about 0\.4 MiB, and .* has 0\.3 MiB left"):
             train_iteration(run, 1)
