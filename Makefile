@@ -24,8 +24,8 @@ quickstart: $(STAMP) ## set up, then run the whole loop in small: recipes/quicks
 install: $(STAMP) ## the environment alone
 
 # No file stands for it: an environment may be kept where the system's packages are not.
-install-cluster: $(STAMP) ## what test-cluster needs besides: SLURM, by apt-get as root
-	requirements/cluster.sh
+install-cluster: $(STAMP) ## what test-cluster needs besides: DeepSpeed, and SLURM by apt-get as root
+	requirements/cluster.sh $(VENV)
 
 # Files are shared out whole, as the tests of one share engines and runs.
 test: $(STAMP) ## set up, then the tests, two files at a time

@@ -41,6 +41,9 @@ FOUR = {
     "sft": {"neftune_noise_alpha": None, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, **OPTIONS},
 }
 BOUND = 1e-4
+# Where requirements/cluster.sh puts it.
+DEEPSPEED = Path(sys.prefix) / "deepspeed"
+HAS_DEEPSPEED = DEEPSPEED.is_dir() or find_spec("deepspeed") is not None
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -290,13 +293,14 @@ def test_other_ranks_go_on_with_shared_weights(one: dict[int, Run], sharded: dic
 
 
 @pytest.mark.cluster
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+@pytest.mark.skipif(not HAS_DEEPSPEED, reason="deepspeed is not installed (make install-cluster)")
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed_trains_what_one_rank_trains(
     tmp_path: Path, tiny_random_model: Path, one: dict[int, Run], monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
     """And goes on from its own checkpoints."""
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("PYTHONPATH", str(DEEPSPEED))
     gloo = {"use_cpu": False, "ddp_backend": "gloo"}
     settings = {**FOUR, "dpo": {**FOUR["dpo"], **gloo}, "sft": {**FOUR["sft"], **gloo}}
     tied = make_random_model(tmp_path / "model", seed=1, tied=True)
@@ -313,10 +317,13 @@ def test_deepspeed_trains_what_one_rank_trains(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", [name for name in SHIPPED if not name.startswith("cpu")])
-def test_a_shipped_file_on_gpus(tmp_path: Path, tiny_random_model: Path, name: str) -> None:
+def test_a_shipped_file_on_gpus(
+    tmp_path: Path, tiny_random_model: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """On as many GPUs as there are and share the batch: what one process trains, in bfloat16, and whole."""
-    if name.startswith("deepspeed") and find_spec("deepspeed") is None:
+    if name.startswith("deepspeed") and not HAS_DEEPSPEED:
         pytest.skip("deepspeed is not installed")
+    monkeypatch.setenv("PYTHONPATH", str(DEEPSPEED))
     num = max(number for number in (1, 2, 4) if number <= torch.cuda.device_count())
     runs = {
         (kind, t): make_run(tmp_path / f"{kind}{t}", tiny_random_model, "bfloat16", seeded=t == 0, **FOUR)
