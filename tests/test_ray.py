@@ -255,20 +255,18 @@ def test_how_a_training_ends(recipe: Path, monkeypatch: pytest.MonkeyPatch, capf
     cluster = Ray(selfreward.load_recipe(recipe))
     assert wait(cluster.gang(Shown("print('last words'); raise SystemExit(7)"), {})) == 7
     assert "last words" in capfd.readouterr().err
-    asked = "import signal, sys; signal.signal(15, lambda *_: sys.exit(75)); print('begun', flush=True); signal.pause()"
-    gang = cluster.gang(Shown(asked), {})
+    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('begun', flush=True); time.sleep(600)"
+    gang = cluster.gang(Shown(deaf), {MARK: "deaf"})
     seconds_until(lambda: gang.poll() is not None or "begun" in capfd.readouterr().err)
-    gang.signal(signal.SIGTERM)
-    seconds_until(lambda: gang.poll() is not None)
-    assert gang.poll() == 75
-    gang.signal(signal.SIGKILL)
+    gang.kill()
+    seconds_until(lambda: not left("deaf"))
     gang = cluster.gang(Shown("import time; time.sleep(600)"), {MARK: "host"})
     children = left("host")
     [host] = [each for each in psutil.process_iter() if each.name().startswith("ray::Training")]
     host.kill()
     with pytest.raises(NodeLost, match=r"the training lost node [\d.]+: its worker process has died"):
         seconds_until(lambda: gang.poll() is not None)
-    gang.signal(signal.SIGKILL)
+    gang.kill()
     assert children
     seconds_until(lambda: not left("host"))
 
