@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-from selfreward import registry
 from selfreward.engines import Completion, Engine, SamplingParams
+from selfreward.engines.base import start_here
 from selfreward.errors import EngineDied
 from selfreward.progress import console
 from selfreward.records import Message
@@ -295,9 +295,3 @@ class Pool:
             f"{error}. It was started again {restarts} times (engine.max_restarts). What was finished is "
             "kept: find out why in the messages above, then selfreward resume"
         ) from error
-
-
-def start_here(model: ModelSettings, settings: EngineSettings, model_path: str) -> Engine:
-    """An engine in this process, or in one that it starts by itself."""
-    engine: Engine = registry.load(settings.name, registry.ENGINES, "engine")(model_path, model, settings)
-    return engine

@@ -11,12 +11,13 @@ from typing import Self
 
 from selfreward import handover, launchers
 from selfreward.engines import Engine
+from selfreward.engines.base import start_here
 from selfreward.engines.remote import RemoteEngine
 from selfreward.judges.panel import Panel, Seat
 from selfreward.launchers.base import Launcher
 from selfreward.launchers.layout import Place, place, replicas
 from selfreward.launchers.logs import Log
-from selfreward.pool import Pool, Prove, start_here
+from selfreward.pool import Pool, Prove
 from selfreward.rundir import Run
 from selfreward.settings.engine import EngineSettings, ModelSettings
 from selfreward.stages.gather import run_coroutine

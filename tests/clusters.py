@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hosts import LIMIT, Hosts, hosts, lacking
+import pytest
+from hosts import LIMIT, Hosts, hosts, require
 
 CONTROL = "control"  # the host of SLURM's own daemons
 
@@ -58,16 +59,6 @@ RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 RAY_PORT = 6379
-
-
-def lacking_slurm() -> str:
-    """Why this machine can't have a SLURM of its own; empty if it can."""
-    return lacking("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel")
-
-
-def lacking_ray() -> str:
-    """Why this machine can't have a Ray cluster of several hosts; empty if it can."""
-    return lacking() or ("" if importlib.util.find_spec("ray") else "not installed: ray (make install)")
 
 
 def until(condition: Callable[[], object], timeout: float, failure: Callable[[], str]) -> None:
@@ -156,6 +147,7 @@ class Slurm:
 @contextmanager
 def slurm(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[Slurm]:
     """SLURM with nodes n1, n2 and so on, all idle."""
+    require("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel")
     names = tuple(f"n{number}" for number in range(1, nodes + 1))
     with hosts(folder, (*names, CONTROL)) as made:
         short = made.folder
@@ -233,6 +225,8 @@ class RayCluster:
 @contextmanager
 def ray_cluster(folder: Path, nodes: int = 2, cpus: int = 4) -> Iterator[RayCluster]:
     """Ray on hosts n1, n2 and so on, all alive; n1 is the head."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("not installed: ray (make install)")
     names = tuple(f"n{number}" for number in range(1, nodes + 1))
     with hosts(folder, names) as made:
         cluster = RayCluster(made, names, cpus)

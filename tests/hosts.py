@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 LIMIT = 120.0  # seconds in which anything here is done, also on a busy machine
 _NUMBER = itertools.count()
 
@@ -44,14 +46,13 @@ rm -f "$link"
 ENTER = 'mount --bind "$1" /etc/hosts; hostname "$2"; shift 2; exec "$@"'
 
 
-def lacking(*tools: str) -> str:
-    """Why this machine can't have hosts with these tools; empty if it can."""
+def require(*tools: str) -> None:
+    """Skips the test where this machine can't have hosts with these tools."""
     missing = [tool for tool in ("ip", "mount", "nsenter", "unshare", *tools) if not shutil.which(tool)]
     if missing:
-        return f"not installed: {', '.join(missing)} (make install-cluster)"
+        pytest.skip(f"not installed: {', '.join(missing)} (make install-cluster)")
     if subprocess.run(["unshare", "--net", "--mount", "--uts", "true"], check=False, capture_output=True).returncode:
-        return "no right to make network namespaces: needs root, in a container with CAP_SYS_ADMIN"
-    return ""
+        pytest.skip("no right to make network namespaces: needs root, in a container with CAP_SYS_ADMIN")
 
 
 @dataclass
@@ -127,6 +128,7 @@ def hosts(folder: Path, names: Sequence[str] = ("n1", "n2")) -> Iterator[Hosts]:
 
     They have no way out to the internet.
     """
+    require()
     label = f"sr{os.getpid()}-{next(_NUMBER)}"
     link = Path(tempfile.gettempdir()) / label
     made = Hosts(link, label, _free_network(), tuple(names))

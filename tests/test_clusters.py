@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clusters import RayCluster, Slurm, lacking_ray, lacking_slurm, ray_cluster, slurm, until
-from hosts import Hosts, hosts, lacking
+from clusters import RayCluster, Slurm, ray_cluster, slurm, until
+from hosts import Hosts, hosts
 
 pytestmark = pytest.mark.cluster
 
@@ -61,24 +61,18 @@ if "lose" in sys.argv:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
-    if reason := lacking():
-        pytest.skip(reason)
     with hosts(tmp_path_factory.mktemp("hosts")) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    if reason := lacking_slurm():
-        pytest.skip(reason)
     with slurm(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
 def ray_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    if reason := lacking_ray():
-        pytest.skip(reason)
     with ray_cluster(tmp_path_factory.mktemp("ray")) as cluster:
         yield cluster
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import scripts
 import small
-from clusters import RayCluster, lacking_ray, ray_cluster
+from clusters import RayCluster, ray_cluster
 from small import STAGES, digests, num_lines, small_recipe
 from test_quickstart import SMALL, UNEVALUATED
 from trainings import logged, resumed_from
@@ -37,8 +37,6 @@ LIMIT = 60.0  # seconds in which everything of a run must have ended
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    if reason := lacking_ray():
-        pytest.skip(reason)
     with ray_cluster(tmp_path_factory.mktemp("cluster"), cpus=1) as made:
         yield made
 

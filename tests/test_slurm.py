@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import small
-from clusters import Slurm, lacking_slurm, slurm, until
-from hosts import Hosts, hosts, lacking
+from clusters import Slurm, slurm, until
+from hosts import Hosts, hosts
 from small import digests, num_lines, small_recipe
 from test_quickstart import SMALL, UNEVALUATED
 from trainings import logged, resumed_from
@@ -27,8 +27,6 @@ ENVIRONMENT = {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1", "PATH"
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    if reason := lacking_slurm():
-        pytest.skip(reason)
     with slurm(tmp_path_factory.mktemp("slurm")) as made:
         yield made
 
@@ -142,8 +140,6 @@ def test_a_cancelled_job_stays_so_and_the_next_goes_on(
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Hosts]:
-    if reason := lacking():
-        pytest.skip(reason)
     with hosts(tmp_path / "hosts") as made:
         yield made
 

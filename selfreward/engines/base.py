@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from selfreward import registry
 from selfreward.records import FinishReason, Message
 from selfreward.settings.engine import EngineSettings, ModelSettings, SamplingSettings
 
@@ -138,3 +139,14 @@ class Engine(Sampler, Protocol):
 def no_reward_model(model: str) -> ValueError:
     """What an engine raises that is asked for a reward and serves a model that writes."""
     return ValueError(f"{model} is not served as a reward model. Use engine classifier with judge reward_model")
+
+
+def start_here(model: ModelSettings, settings: EngineSettings, model_path: str) -> Engine:
+    """An engine in this process, or in one that it starts by itself.
+
+    Raises:
+        EngineDied: it could not be started.
+        ValueError: it refuses its settings or the model.
+    """
+    engine: Engine = registry.load(settings.name, registry.ENGINES, "engine")(model_path, model, settings)
+    return engine

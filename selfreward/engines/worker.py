@@ -16,8 +16,7 @@ import traceback
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from selfreward import registry
-from selfreward.engines.base import Engine, SamplingParams
+from selfreward.engines.base import Engine, SamplingParams, start_here
 from selfreward.errors import EngineDied
 from selfreward.gpus import see
 from selfreward.recipe_file import STORED
@@ -69,9 +68,8 @@ class Worker:
         # The files that they name were checked where the recipe was read.
         model_settings = ModelSettings.model_validate_json(model, context=STORED)
         engine_settings = EngineSettings.model_validate_json(settings, context=STORED)
-        kind = registry.load(engine_settings.name, registry.ENGINES, "engine")
         # In this thread, which lives as long as the process: a core of vLLM ends with the thread that started it.
-        self._engine = kind(model_path, model_settings, engine_settings)
+        self._engine = start_here(model_settings, engine_settings, model_path)
 
 
 class _Lines:
