@@ -55,7 +55,7 @@ lock: ## write what is installed to requirements/cpu.txt
 	touch $(STAMP)
 
 tiny: $(STAMP) ## train the embedded tiny model anew
-	$(BIN)/python -m selfreward.tiny build $(ARGS)
+	$(BIN)/python scripts/tiny.py build $(ARGS)
 
 $(STAMP): requirements/cpu.txt pyproject.toml
 	@command -v $(PYTHON) > /dev/null || { echo "There is no $(PYTHON). Install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }

@@ -9,9 +9,9 @@ The loop is that of *Self-Rewarding Language Models* (arXiv 2401.10020). From a 
     pairs = run.dataset("pairs", iteration=1)  # a datasets.Dataset, ready for DPOTrainer
 """
 
-from selfreward.config import Recipe, load_recipe
 from selfreward.loop import run
-from selfreward.rundir import Run
+from selfreward.recipe.recipe import Recipe, load_recipe
+from selfreward.run.run import Run
 
 __version__ = "0.1.0"
 __all__ = ["Recipe", "Run", "__version__", "load_recipe", "run"]

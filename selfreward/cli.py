@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfreward import secrets, stages
-from selfreward.config import Recipe, load_recipe
-from selfreward.data.cli import app as data_app
+from selfreward.data.commands import app as data_app
 from selfreward.errors import Damaged, SelfrewardError, Stopped, disk_error
 from selfreward.launchers.logs import report
-from selfreward.progress import console
-from selfreward.recipe_file import edit
-from selfreward.stopping import stop
+from selfreward.recipe.loader import edit
+from selfreward.recipe.recipe import Recipe, load_recipe
+from selfreward.run.stages import NAMES, TRAINING
+from selfreward.runtime import redact
+from selfreward.runtime.progress import console
+from selfreward.runtime.ranks import is_first, world_size
+from selfreward.runtime.shutdown import stop
 
 if TYPE_CHECKING:
-    from selfreward.rundir import Run
+    from selfreward.run.run import Run
 
 app = typer.Typer(
     help="A language model that samples, judges and trains itself: self-rewarding DPO (arXiv 2401.10020).",
@@ -65,8 +67,8 @@ def plan(
 ) -> None:
     """Says what a run takes: processes, memory, tokens, hours and disk, and what will not fit. Loads no weights."""
     from selfreward.estimates.machine import machine
-    from selfreward.estimates.outline import Outline
-    from selfreward.estimates.report import as_dict, lines
+    from selfreward.estimates.run_estimate import Outline
+    from selfreward.estimates.tables import as_dict, lines
 
     outline = Outline(load_recipe(recipe, overrides or []), machine(gpus, gpu_memory, nodes, gpu))
     print(json.dumps(as_dict(outline), indent=2) if as_json else "\n".join(lines(outline)))
@@ -91,21 +93,22 @@ def resume(
     run: RunArgument, overrides: Overrides = None, from_iteration: FromIteration = None, remake: Remake = False
 ) -> None:
     """Goes on with a run exactly where it stopped, or from an earlier iteration, with edited settings if any."""
-    from selfreward.history import recipe_of
+    from selfreward.run.history import recipe_of
 
     _run(recipe_of(run, overrides or []), from_iteration, remake)
 
 
 def _run(recipe: Recipe, from_iteration: int | None, remake: bool) -> None:
-    from selfreward import history, loop
+    from selfreward import loop
     from selfreward.preflight import preflight
+    from selfreward.run import history
 
     stop.listen(recipe.launch.grace)
     if from_iteration is not None or remake:
         preflight(recipe)
         aside = history.remake(recipe) if from_iteration is None else history.go_back(recipe, from_iteration)
         print(f"set aside in {aside}" if aside else "nothing to set aside", file=sys.stderr)
-    drives = os.environ.get("RANK", "0") == "0"
+    drives = is_first()
     finished = loop.run(recipe)
     if drives:
         _show(finished)
@@ -145,30 +148,32 @@ def fork(
     overrides: Overrides = None,
 ) -> None:
     """Makes a new run that shares what a run did before an iteration. Files are linked, not copied."""
-    from selfreward import history
+    from selfreward.preflight import preflight
+    from selfreward.run import history
 
+    preflight(history.recipe_of_fork(run, to, overrides or []))
     made = history.fork(run, iteration, to, overrides or [])
     print(f"{made.path}\nGo on with: selfreward resume {shlex.quote(str(made.path))}")
 
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(metavar="STAGE", help=f"One of {', '.join(stages.NAMES)}.")],
+    name: Annotated[str, typer.Argument(metavar="STAGE", help=f"One of {', '.join(NAMES)}.")],
     run: RunArgument,
     iteration: Annotated[int, typer.Option(help="The iteration, from 1; 0 is the seed.")],
 ) -> None:
     """Performs one stage of an existing run, also under `accelerate launch -m selfreward`."""
     from selfreward import loop
-    from selfreward.gpus import take_one
-    from selfreward.launchers import leave_group
     from selfreward.launchers.base import end_with_agent
-    from selfreward.lock import RunLock, watch_holder
-    from selfreward.plan import find_step
-    from selfreward.rundir import Run
-    from selfreward.serving import Engines
+    from selfreward.launchers.launch import leave_group
+    from selfreward.run.plan import find_step
+    from selfreward.run.run import Run
+    from selfreward.runtime.gpus import take_one
+    from selfreward.runtime.lock import RunLock, watch_holder
+    from selfreward.serving.engines import Engines
 
     end_with_agent()
-    if name in stages.TRAINING and os.environ.get("WORLD_SIZE", "1") == "1":
+    if name in TRAINING and world_size() == 1:
         take_one()
     current = Run.open(run)
     step = find_step(current.recipe, name, iteration)
@@ -185,8 +190,8 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="For programs: everything, as JSON.")] = False,
 ) -> None:
     """Shows what a run has done, is doing and has left, what is stale or set aside, and its figures."""
-    from selfreward import status as report
-    from selfreward.rundir import Run
+    from selfreward.report import status as report
+    from selfreward.run.run import Run
 
     state = report.status(Run.open(run))
     if as_json:
@@ -200,7 +205,7 @@ def status(
 @app.command()
 def verify(run: RunArgument) -> None:
     """Recomputes every hash and follows every link of a run; names each file and record that is not right."""
-    from selfreward.verify import verify as verify_run
+    from selfreward.report.verify import verify as verify_run
 
     report = verify_run(Path(run))
     for problem in report.problems:
@@ -217,16 +222,16 @@ def trace(
     as_json: Annotated[bool, typer.Option("--json", help="For programs: everything, as JSON.")] = False,
 ) -> None:
     """Shows everything behind a preference pair: prompt, responses, votes, models, seeds, versions."""
-    from selfreward.rundir import Run
-    from selfreward.trace import text
-    from selfreward.trace import trace as trace_pair
+    from selfreward.report.pair_trace import text
+    from selfreward.report.pair_trace import trace as trace_pair
+    from selfreward.run.run import Run
 
     found = trace_pair(Run.open(run), pair_id)
     print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else text(found))
 
 
 def _show(finished: Run) -> None:
-    from selfreward import status
+    from selfreward.report import status
 
     _print_table(status.status(finished))
     print(finished.path)
@@ -235,7 +240,7 @@ def _show(finished: Run) -> None:
 def _print_table(state: dict[str, object]) -> None:
     from rich.console import Console
 
-    from selfreward.status import table
+    from selfreward.report.status import table
 
     width = None if sys.stdout.isatty() else 140
     Console(width=width, highlight=False).print(table(state))
@@ -274,9 +279,9 @@ def main() -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore", FutureWarning)
-    secrets.install()
+    redact.install()
     try:
-        secrets.refuse(sys.argv[1:])
+        redact.refuse(sys.argv[1:])
         app()
     except Stopped as error:
         console.print(str(error), style="yellow", markup=False, soft_wrap=True)

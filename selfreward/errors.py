@@ -57,6 +57,9 @@ class Damaged(SelfrewardError):
     exit_status = 65
 
 
+KINDS = (Stopped, RunLocked, DiskFull, EngineDied, NodeLost, HandoverError, Damaged)
+BY_EXIT_STATUS = {kind.exit_status: kind for kind in KINDS}
+
 _OF_THE_DISK = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)}
 
 

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
+from collections.abc import Callable
 
-from selfreward import disk, launchers, stages
-from selfreward.config import Recipe
-from selfreward.environment import record_environment
 from selfreward.errors import Stopped
+from selfreward.estimates import disk
 from selfreward.evaluation import health
+from selfreward.judges import panel_of
+from selfreward.launchers import launch
 from selfreward.launchers.base import Launcher
-from selfreward.launchers.ranks import several
-from selfreward.lock import RunLock
-from selfreward.plan import Step, inputs, plan
 from selfreward.preflight import preflight, require_engine
-from selfreward.progress import console, in_words
-from selfreward.rundir import Run, StageFolder, make_folder
-from selfreward.serving import Engines
-from selfreward.stages import Summary
+from selfreward.recipe import registry
+from selfreward.recipe.recipe import Recipe
+from selfreward.report.tracking import Trackers
+from selfreward.run import history
+from selfreward.run.environment import record_environment
+from selfreward.run.folders import StageFolder, make_folder
+from selfreward.run.plan import Step, inputs, plan
+from selfreward.run.run import Run
+from selfreward.run.stages import TRAINING, Summary
+from selfreward.runtime.lock import RunLock
+from selfreward.runtime.progress import console, in_words
+from selfreward.runtime.ranks import is_first, world_size
+from selfreward.runtime.shutdown import stop
+from selfreward.serving.engines import Engines
 from selfreward.stages.overlap import sample_and_judge
-from selfreward.stopping import stop
-from selfreward.tracking import Trackers
+
+Stage = Callable[[Run, int, Engines], Summary]
 
 LOOK = 0.2  # seconds between two looks at whether the first rank is done
 
@@ -40,14 +47,14 @@ def run(recipe: Recipe) -> Run:
     """
     preflight(recipe)
     require_engine(recipe)
-    if several():
+    if world_size() > 1:
         return _among_ranks(recipe)
-    return _drive(recipe, launchers.find(recipe))
+    return _drive(recipe, launch.find(recipe))
 
 
 def _among_ranks(recipe: Recipe) -> Run:
     """The run as the first rank drives it; another rank opens what the first one has made."""
-    ranks = launchers.among_ranks(recipe)
+    ranks = launch.among_ranks(recipe)
     if not ranks.first:
         return Run.open(ranks.follow())
     finished = _drive(recipe, ranks)
@@ -56,9 +63,9 @@ def _among_ranks(recipe: Recipe) -> Run:
 
 
 def _drive(recipe: Recipe, launcher: Launcher) -> Run:
-    launchers.require_layout(recipe, launcher)
+    launch.require_layout(recipe, launcher)
     with RunLock(make_folder(recipe)):
-        current = Run.create(recipe)
+        current = history.start(recipe)
         record_environment(current)
         try:
             _go_through(current, launcher)
@@ -86,12 +93,16 @@ def _go_through(run: Run, launcher: Launcher) -> None:
 
 def perform(run: Run, step: Step, engines: Engines) -> list[tuple[Step, Summary]]:
     """Performs one step, training where the recipe says so; judging by the same model goes along with sampling."""
-    if step.stage in stages.TRAINING:
+    if step.stage in TRAINING:
         engines.make_room()
-        if launchers.launch_training(run, step, engines.launcher):
+        if launch.launch_training(run, step, engines.launcher):
             return [(step, run.stage(step.stage, step.iteration).summary)]
     judging = Step("judgements", step.iteration)
-    if step.stage == "responses" and engines.judges_itself and not run.stage("judgements", step.iteration).done:
+    if (
+        step.stage == "responses"
+        and panel_of(run.recipe).is_policy
+        and not run.stage("judgements", step.iteration).done
+    ):
         return perform_together(run, step, judging, engines)
     return [(step, perform_here(run, step, engines))]
 
@@ -123,20 +134,27 @@ def perform_here(run: Run, step: Step, engines: Engines) -> Summary:
     unfinished = [s for s in inputs(run.recipe, step) if not run.stage(s.stage, s.iteration).done]
     if unfinished:
         raise ValueError(f"{step} comes after {unfinished[0]}, which is not finished")
-    if step.stage not in stages.TRAINING and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ValueError(f"{step} can't be shared by {os.environ['WORLD_SIZE']} ranks: launch train alone that way")
-    first = os.environ.get("RANK", "0") == "0"
-    if first:
+    if step.stage not in TRAINING and world_size() > 1:
+        raise ValueError(f"{step} can't be shared by {world_size()} ranks: launch train alone that way")
+    if is_first():
         _announce(run, step)
         run.begin(step)
     started = time.monotonic()
-    summary = stages.load(step.stage)(run, step.iteration, engines)
+    summary = _stage(step.stage)(run, step.iteration, engines)
     summary["seconds"] = round(time.monotonic() - started, 2)
-    if first:
+    if is_first():
         _commit(run, step, summary)
     else:
         _wait_for_first(folder)
     return summary
+
+
+def _stage(name: str) -> Stage:
+    """The function of a stage. A draft's pairs and training are made as the iteration's own, in other folders."""
+    if (own := name.removeprefix("draft_")) != name:
+        return lambda run, iteration, engines: _stage(own)(run.drafting(), iteration, engines)
+    function: Stage = registry.load(name, registry.STAGES, "stage")
+    return function
 
 
 def _wait_for_first(folder: StageFolder) -> None:

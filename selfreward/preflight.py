@@ -7,19 +7,19 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from selfreward import registry, upstream
-from selfreward.config import Recipe
-from selfreward.judges import Panel, Seat
-from selfreward.judges.constitutional import Constitution
-from selfreward.judges.expected import labels
-from selfreward.plan import Step, plan
+from selfreward.judges import Seat, panel_of
+from selfreward.judges.expected_score import labels
 from selfreward.prompts.dataset import read_held_out, read_tasks
 from selfreward.prompts.filters.base import Filters
 from selfreward.prompts.seed_data import read_demonstrations, read_graded
-from selfreward.settings.engine import ModelSettings
-from selfreward.settings.judge import SelectionSettings
-from selfreward.settings.prompts import PromptSettings
-from selfreward.stages import TRAINING
+from selfreward.recipe import registry, upstream
+from selfreward.recipe.engine_settings import ModelSettings
+from selfreward.recipe.judge_settings import SelectionSettings
+from selfreward.recipe.prompt_settings import PromptSettings
+from selfreward.recipe.recipe import Recipe
+from selfreward.run.plan import Step, plan
+from selfreward.run.stages import TRAINING
+from selfreward.stages.revision import Constitution
 from selfreward.training.quantized import require_quantization
 
 
@@ -37,9 +37,9 @@ def preflight(recipe: Recipe) -> None:
     registry.load(recipe.selection.name, registry.SELECTORS, "selector")
     if recipe.evaluation.scorer is not None:
         registry.load(recipe.evaluation.scorer, {}, "scorer")
-    panel = Panel(recipe.judge)
+    panel = panel_of(recipe)
     if recipe.meta is not None:
-        from selfreward.judges.meta import MetaJudge
+        from selfreward.judges.meta_judge import MetaJudge
 
         MetaJudge(recipe.meta, recipe.judge)
     if recipe.responses.principles is not None:
@@ -151,7 +151,7 @@ def describe(recipe: Recipe) -> str:
         f"prompts    {num} an iteration, from {_sources(recipe.prompts)}",
         f"responses  {responses.n} a prompt by M_t on {recipe.engine.name}, temperature {responses.temperature}, "
         f"top_p {responses.top_p}: {num * responses.n} an iteration",
-        *(f"judge      {_judge(seat, num * responses.n)}" for seat in Panel(judge).seats),
+        *(f"judge      {_judge(seat, num * responses.n)}" for seat in panel_of(recipe).seats),
         *([f"combined   by {judge.combine}"] if judge.members else []),
         f"pairs      {_selection(recipe.selection)}",
         f"train      {'; '.join(_training(recipe))}",

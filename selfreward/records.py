@@ -332,3 +332,13 @@ def by_prompt(responses: Iterable[Response]) -> dict[str, list[Response]]:
     for response in responses:
         groups.setdefault(response.prompt_id, []).append(response)
     return groups
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A row of judging data: a response with its judgement, whose score is the label."""
+
+    prompt: str
+    response: str
+    judgement: str
+    reference: str | None = None

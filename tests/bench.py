@@ -40,11 +40,12 @@ PROMPTS, N, VOTES = 62_500, 4, 4
 
 def bench_journal(rounds: int) -> None:
     """Prints the ratio of the two wall times, and the share of the time that is spent in the journal."""
-    from selfreward import load_recipe, loop, rundir
-    from selfreward.journal import Journal
-    from selfreward.plan import Step
-    from selfreward.rundir import Run
-    from selfreward.serving import Engines
+    from selfreward import load_recipe, loop
+    from selfreward.run import run
+    from selfreward.run.journal import Journal
+    from selfreward.run.plan import Step
+    from selfreward.run.run import Run
+    from selfreward.serving.engines import Engines
     from selfreward.stages import responses
 
     class Plain(Journal):
@@ -71,7 +72,7 @@ def bench_journal(rounds: int) -> None:
             engines.policy(run.model_path(1))
 
             def sample(kind: type[Journal]) -> float:
-                rundir.Journal = kind  # type: ignore[misc]
+                run.Journal = kind  # type: ignore[misc]
                 run.begin(Step("responses", 1))
                 folder = run.stage("responses", 1)
                 (folder.path / "journal.jsonl").unlink(missing_ok=True)
@@ -98,8 +99,8 @@ DECIDE = r"""
 import re, sys, time
 from pathlib import Path
 started = time.perf_counter()
-from selfreward.rundir import Run
-from selfreward.plan import Step
+from selfreward.run.run import Run
+from selfreward.run.plan import Step
 imported = time.perf_counter()
 run = Run.open(sys.argv[1])
 run.begin(Step("judgements", 1))
@@ -127,9 +128,9 @@ class Reviews(ScriptedEngine):
 def bench_resume(rounds: int) -> None:
     """Cuts a run off when all but its last judgements are in the journal, then asks fresh processes."""
     from selfreward import load_recipe, loop
-    from selfreward.plan import Step
-    from selfreward.rundir import Run
-    from selfreward.serving import Engines
+    from selfreward.run.plan import Step
+    from selfreward.run.run import Run
+    from selfreward.serving.engines import Engines
 
     with tempfile.TemporaryDirectory() as folder:
         prompts = Path(folder, "prompts.jsonl")
@@ -175,11 +176,11 @@ CRITERIA = """
 def bench_judges(rounds: int) -> None:
     """Prints a Markdown table: 40 prompts with 6 responses each, packaged judge prompts, a model of 0.9 M weights."""
     from selfreward import load_recipe
+    from selfreward.engines.concurrency import run_coroutine
     from selfreward.engines.vllm import VLLMEngine
     from selfreward.judges import Panel
     from selfreward.prompts.dataset import read_held_out
     from selfreward.records import Response
-    from selfreward.stages.gather import run_coroutine
 
     with tempfile.TemporaryDirectory() as folder:
         criteria = Path(folder, "criteria.yaml")
@@ -245,7 +246,7 @@ import json, re, sys, time
 from pathlib import Path
 from selfreward.prompts.filters.rouge import RougeL
 from selfreward.records import Task
-from selfreward.settings.filters import FilterSettings
+from selfreward.recipe.filter_settings import FilterSettings
 
 def mebibytes(name):
     return int(re.search(name + r":\s+([0-9]+)", Path("/proc/self/status").read_text())[1]) / 1024
@@ -419,10 +420,9 @@ def bench_memory(shapes: list[tuple[int, int]], sizes: dict[str, Any]) -> None:
 def random_qwen(path: Path, dtype: str, sizes: dict[str, Any]) -> Path:
     """Saves a model of the architecture with random weights, and a tokenizer for which a character is a token."""
     import torch
+    from tiny_world.pretrain import CHAT_TEMPLATE, SPECIAL
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2Tokenizer
-
-    from selfreward.tiny.pretrain import CHAT_TEMPLATE, SPECIAL
 
     words = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     pad, bos, eos, unknown = SPECIAL[:4]
@@ -463,7 +463,7 @@ def training_here(folder: str, settings: str) -> None:
     from trainings import make_run, write_records
     from trl import DPOConfig
 
-    from selfreward.estimates import training
+    from selfreward.estimates import training_memory
     from selfreward.estimates.architecture import read
     from selfreward.estimates.machine import cpu
     from selfreward.launchers.layout import Layout
@@ -487,14 +487,14 @@ def training_here(folder: str, settings: str) -> None:
     summary = dpo.train_adapter(run, 1, args)
     assert summary["examples"] == len(rows), summary
     measured = _peak()
-    plan = training.dpo(run.recipe, read(run.recipe.model), Layout.of(run.recipe, 1, 0), cpu())
+    plan = training_memory.dpo(run.recipe, read(run.recipe.model), Layout.of(run.recipe, 1, 0), cpu())
     planned = {"training_planned": plan.memory.total, "merge_planned": plan.merge}
     print(json.dumps({"training": measured, **planned}))
 
 
 def merge_here(folder: str, settings: str) -> None:
     """Merges what :func:`training_here` has trained, and prints the peak of this process."""
-    from selfreward.rundir import Run
+    from selfreward.run.run import Run
     from selfreward.training import dpo
     from selfreward.training.common import checkpoints_folder
 

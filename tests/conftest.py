@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
-    from selfreward.gpus import has_gpu
+    from selfreward.runtime.gpus import has_gpu
 
     for item in marked if not has_gpu() else ():
         item.add_marker(pytest.mark.skip(reason="torch sees no GPU"))
@@ -32,9 +32,8 @@ def leave_disk(patch: pytest.MonkeyPatch, num_bytes: int) -> None:
 def make_random_model(path: Path, seed: int, architecture: str = "llama", tied: bool = False) -> Path:
     """Saves a small model with random weights and the tiny world's tokenizer."""
     import torch
+    from tiny_world.pretrain import build_tokenizer
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    from selfreward.tiny.pretrain import build_tokenizer
 
     tokenizer = build_tokenizer()
     torch.manual_seed(seed)

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from selfreward.engines import Completion, SamplingParams
+from selfreward.engines.journaled import JournaledEngine
 from selfreward.errors import EngineDied
-from selfreward.journal import Journal, JournaledEngine
 from selfreward.prompts.base import Desk
 from selfreward.prompts.filters.base import Filters
+from selfreward.recipe.filter_settings import FilterSettings
+from selfreward.recipe.prompt_settings import PromptSettings
 from selfreward.records import Message
-from selfreward.settings.filters import FilterSettings
-from selfreward.settings.prompts import PromptSettings
+from selfreward.run.journal import Journal
 
 Reply = str | Completion
 

@@ -21,9 +21,9 @@ TESTS = Path(__file__).resolve().parent
 # What the command imports on its way, in a process that starts no thread pool and no engine, so that it can be forked.
 IMPORTED = (
     "selfreward.cli",
-    "selfreward.history",
+    "selfreward.run.history",
     "selfreward.loop",
-    "selfreward.status",
+    "selfreward.report.status",
     "selfreward.stages.evaluate",
     "selfreward.stages.overlap",
     "selfreward.stages.pairs",

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from forge import EVERY_KIND, TESTS, Attempt, Fault, Forge
 
-from selfreward.plan import plan
-from selfreward.rundir import BEGUN, JOURNAL, MARKER, RECIPE, Run, StageFolder
-from selfreward.verify import verify
+from selfreward.report.verify import verify
+from selfreward.run.folders import BEGUN, JOURNAL, MARKER, RECIPE, StageFolder
+from selfreward.run.plan import plan
+from selfreward.run.run import Run
 
 DATA = TESTS.parent / "selfreward" / "tiny" / "data"
 QUICKSTART = TESTS.parent / "recipes" / "quickstart" / "run.yaml"

@@ -9,15 +9,15 @@ import transformers.training_args
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from selfreward import stopping
 from selfreward.errors import Stopped
-from selfreward.launchers import leave_group
-from selfreward.rundir import Run
+from selfreward.launchers.launch import leave_group
+from selfreward.run.run import Run
+from selfreward.runtime import shutdown
 from selfreward.training import dpo, sft
 from selfreward.training.common import arguments
 
 
-class InStep(stopping.Stop):
+class InStep(shutdown.Stop):
     """Asked for once at the end of each step."""
 
     def __init__(self, step: int) -> None:
@@ -39,15 +39,15 @@ def sharded(*given):
 
 def train(job: str) -> None:
     path, iteration, *step = job.split(":")
-    run, before = Run.open(path), stopping.stop
+    run, before = Run.open(path), shutdown.stop
     if step:
-        stopping.stop = InStep(int(step[0]))
+        shutdown.stop = InStep(int(step[0]))
     try:
         dpo.train_iteration(run, int(iteration)) if int(iteration) else sft.train_seed(run)
         assert not step
     except Stopped:
         assert step
-    stopping.stop = before
+    shutdown.stop = before
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import writers
 from selfreward.engines import Completion, SamplingParams
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.judges.additive import AdditiveJudge
+from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.records import Message
-from selfreward.settings.engine import EngineSettings, ModelSettings
 
 REVIEW = "Review"
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 from lab import SMALL_QUICKSTART, held_out
+from tiny_world.ablations import Grid, cells
 
-from selfreward.config import load_recipe
 from selfreward.preflight import preflight
-from selfreward.recipe_file import read
-from selfreward.tiny.ablations import Grid, cells
+from selfreward.recipe.loader import read
+from selfreward.recipe.recipe import load_recipe
 
-GRID = Path(__file__).parents[1] / "recipes" / "ablations" / "grid.yaml"
+ROOT = Path(__file__).parents[1]
+GRID = ROOT / "recipes" / "ablations" / "grid.yaml"
 PROMPTS = GRID.with_name("prompts.yaml")
 NAMES = list(read(Grid, GRID).combinations)
 EVERY = [(grid, name) for grid in (GRID, PROMPTS) for name in read(Grid, grid).combinations]
@@ -45,7 +46,7 @@ combinations:
   plain: {{remedy: as it is}}
   wide: {{remedy: clear pairs, settings: [selection.min_margin=0.5]}}
 """)
-    command = [sys.executable, "-m", "selfreward.tiny", "ablate", str(grid), "--seeds", "1", "--run-dir", "runs"]
+    command = [sys.executable, str(ROOT / "scripts/tiny.py"), "ablate", str(grid), "--seeds", "1", "--run-dir", "runs"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ}, check=False)
     logs = "".join(path.read_text() for path in tmp_path.glob("runs/*.log"))
     assert done.returncode == 0, done.stderr + logs

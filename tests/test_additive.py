@@ -9,8 +9,8 @@ from selfreward.engines import Completion
 from selfreward.engines.base import TOO_LONG
 from selfreward.judges import mean_scores
 from selfreward.judges.additive import AdditiveJudge
+from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.records import Prompt, Response
-from selfreward.settings.judge import JudgeSettings
 
 PROMPT = Prompt.make([{"role": "user", "content": "What is {response}?"}], "test")
 JUDGE = AdditiveJudge(JudgeSettings())

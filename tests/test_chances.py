@@ -22,14 +22,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from selfreward import registry
-from selfreward.chat import ChatEncoder
 from selfreward.engines import Completion, Engine, SamplingParams
 from selfreward.engines.base import TOO_LONG
+from selfreward.engines.journaled import JournaledEngine
 from selfreward.engines.scripted import ScriptedEngine
-from selfreward.journal import Journal, JournaledEngine
+from selfreward.recipe import registry
+from selfreward.recipe.engine_settings import EngineSettings, ModelSettings, OpenAISettings
 from selfreward.records import Message, derive_seed
-from selfreward.settings.engine import EngineSettings, ModelSettings, OpenAISettings
+from selfreward.run.journal import Journal
+from selfreward.text.chat import ChatEncoder
 
 SCORES = [str(score) for score in range(6)]
 CHATML = (

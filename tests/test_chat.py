@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny_world.pretrain import build_tokenizer
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from selfreward.chat import ChatEncoder, load_tokenizer
+from selfreward.recipe.engine_settings import ModelSettings
 from selfreward.records import Message
-from selfreward.settings.engine import ModelSettings
-from selfreward.tiny.pretrain import build_tokenizer
+from selfreward.text.chat import ChatEncoder, load_tokenizer
 
 CORPUS = [
     "Name five animals in alphabetical order, without repeats, starting with bear.",

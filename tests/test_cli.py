@@ -98,7 +98,7 @@ def test_a_model_folder_that_cannot_work_is_found_before_it_is_loaded(tmp_path, 
 
 def test_status_of_a_run_that_has_not_begun(tmp_path):
     from selfreward import load_recipe
-    from selfreward.rundir import Run
+    from selfreward.run.run import Run
 
     run = Run.create(load_recipe(RECIPE, [f"run_dir={tmp_path}"]))
     state = json.loads(selfreward("status", str(run.path), "--json").stdout)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from selfreward.config import Recipe, RecipeError, load_recipe
+from selfreward.recipe.loader import RecipeError
+from selfreward.recipe.recipe import Recipe, load_recipe
 
 BASE = """\
 name: demo

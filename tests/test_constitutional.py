@@ -9,15 +9,15 @@ import pytest
 
 import selfreward
 from selfreward import loop
-from selfreward.config import ResponseSettings
 from selfreward.engines import Completion
 from selfreward.engines.base import TOO_LONG
 from selfreward.engines.scripted import ScriptedEngine
-from selfreward.judges.constitutional import Constitution, demonstrations, read_principles
-from selfreward.plan import Step
 from selfreward.prompts.seed_data import read_demonstrations
+from selfreward.recipe.response_settings import ResponseSettings
 from selfreward.records import Prompt, Response, by_prompt, content_id, derive_seed
-from selfreward.rundir import Run
+from selfreward.run.plan import Step
+from selfreward.run.run import Run
+from selfreward.stages.revision import Constitution, demonstrations, read_principles
 
 PROMPT = Prompt.make([{"role": "user", "content": "Is {critique} safe?"}], "test")
 RESPONSE = Response("r0", PROMPT.id, 0, "It is.", "stop", 3, 7, "iter_1/model")

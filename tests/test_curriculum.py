@@ -8,11 +8,11 @@ from desks import Model, desk, settings
 
 import selfreward
 from selfreward.prompts.curriculum import CurriculumSource, informative
+from selfreward.recipe.prompt_settings import CurriculumSettings, PromptSettings
 from selfreward.records import Difficulty, Judgement, Prompt, Removal, Response, Task
-from selfreward.rundir import Run
-from selfreward.settings.prompts import CurriculumSettings, PromptSettings
+from selfreward.report.verify import verify
+from selfreward.run.run import Run
 from selfreward.stages.prompts import difficulty
-from selfreward.verify import verify
 
 ROWS = [{"prompt": f"Row {place}."} for place in range(8)]
 TASKS = [Task.make(row["prompt"], "rows.jsonl") for row in ROWS]

@@ -14,14 +14,14 @@ import yaml
 from scripts import Numbers
 
 from selfreward.data.job import Bench, Made, make, rows_of
+from selfreward.data.prompt_jobs import rows as rows_of_tasks
 from selfreward.data.push import push
-from selfreward.data.sources import rows as rows_of_tasks
 from selfreward.engines import Completion, SamplingParams
 from selfreward.errors import Damaged
 from selfreward.prompts.seed_data import read_graded
-from selfreward.recipe_file import RecipeError, edit
+from selfreward.recipe.data_settings import DataJob
+from selfreward.recipe.loader import RecipeError, edit
 from selfreward.records import Removal, Task
-from selfreward.settings.data import DataJob
 
 ROOT = Path(__file__).parents[1]
 PARAMS = SamplingParams(1.0, 1.0, 8)

@@ -18,10 +18,10 @@ import pytest
 import writers
 from servers import Answer, Reply, Script, ScriptedServer, failure, half_failing, ok, scripted_server
 
-from selfreward.data import sources
+from selfreward.data import prompt_jobs
 from selfreward.data.job import make
-from selfreward.recipe_file import edit
-from selfreward.settings.data import DataJob
+from selfreward.recipe.data_settings import DataJob
+from selfreward.recipe.loader import edit
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["self_instruct.requests=4", "self_instruct.human=3", "self_instruct.machine=2"]
@@ -148,7 +148,7 @@ def test_a_server_that_is_gone_for_good_ends_the_command_and_the_next_one_goes_o
         "engine": {"name": "openai", "openai": {"base_url": server.url, "model": "tiny", "max_retries": 1}},
     }
     job = edit(DataJob, data, [f"prompts.{override}" for override in SMALL])
-    work = partial(sources.work, job)
+    work = partial(prompt_jobs.work, job)
     server.script = written
     smooth = make(job, "self_instruct", tmp_path / "smooth", work)
     asked = len(server.bodies)

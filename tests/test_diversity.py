@@ -9,9 +9,9 @@ import pytest
 import sacrebleu
 
 from selfreward.evaluation.diversity import diversity, frequent_roots, self_bleu
-from selfreward.evaluation.roots import roots
+from selfreward.evaluation.root_verb_noun import roots
 from selfreward.prompts.filters.texts import words
-from selfreward.settings.filters import EmbeddingSettings
+from selfreward.recipe.filter_settings import EmbeddingSettings
 from selfreward.tiny import world
 
 NO_MODEL = EmbeddingSettings()

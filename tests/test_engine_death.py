@@ -19,7 +19,7 @@ import asyncio, multiprocessing, os, signal, sys, threading, time
 from pathlib import Path
 from unittest.mock import patch
 
-from selfreward.settings.engine import EngineSettings, ModelSettings
+from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.engines import SamplingParams
 from selfreward.engines.vllm import VLLMEngine
 from selfreward.errors import EngineDied

@@ -15,12 +15,12 @@ from conftest import make_random_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from vllm import SamplingParams as VLLMParams
 
-from selfreward import registry
 from selfreward.engines import Completion, Engine, SamplingParams
 from selfreward.engines.base import TOO_LONG
 from selfreward.engines.scripted import ScriptedEngine
+from selfreward.recipe import registry
+from selfreward.recipe.engine_settings import EngineSettings, ModelSettings, OpenAISettings
 from selfreward.records import Message
-from selfreward.settings.engine import EngineSettings, ModelSettings, OpenAISettings
 
 # The smallest block of the CPU, so that long prompts have whole blocks to share.
 VLLM_OPTIONS = {"max_model_len": 128, "max_num_seqs": 64, "block_size": 32, "kv_cache_memory_bytes": 1 << 26}

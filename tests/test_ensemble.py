@@ -13,8 +13,8 @@ from selfreward.engines import Completion
 from selfreward.judges import Panel
 from selfreward.judges.ensemble import combine
 from selfreward.judges.label_model import SMOOTHING, START, learn, posterior
+from selfreward.recipe.judge_settings import MemberSettings, PanelSettings
 from selfreward.records import Prompt, Response
-from selfreward.settings.judge import MemberSettings, PanelSettings
 
 ONE_PROMPT = dict.fromkeys("abcd", "p")
 EQUAL = {"x": 1.0, "y": 1.0, "z": 1.0}

@@ -12,20 +12,20 @@ from typer.testing import CliRunner
 
 import selfreward
 from selfreward.cli import app
-from selfreward.estimates import speed, training
+from selfreward.estimates import speed, training_memory
+from selfreward.estimates.activations import Batch, activations, head_bytes, of_layers, watched
 from selfreward.estimates.architecture import adapter_parameters, build, configuration, read
-from selfreward.estimates.data import count
+from selfreward.estimates.data_size import count
 from selfreward.estimates.fits import first_problem
 from selfreward.estimates.machine import GIB, GPUS, Device, Machine, cpu, machine
-from selfreward.estimates.outline import Outline
-from selfreward.estimates.report import as_dict, lines
-from selfreward.estimates.serving import serving
-from selfreward.estimates.step import Batch, activations, head_bytes, of_layers, watched
-from selfreward.estimates.work import Requests, of_a_prompt
+from selfreward.estimates.requests import Requests, of_a_prompt
+from selfreward.estimates.run_estimate import Outline
+from selfreward.estimates.serving_memory import serving
+from selfreward.estimates.tables import as_dict, lines
 from selfreward.launchers.layout import Layout
-from selfreward.plan import Step
-from selfreward.rundir import Run
-from selfreward.settings.engine import ModelSettings
+from selfreward.recipe.engine_settings import ModelSettings
+from selfreward.run.plan import Step
+from selfreward.run.run import Run
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART, LLAMA = ROOT / "recipes/quickstart/run.yaml", ROOT / "recipes/llama-3.1-8b-instruct/run.yaml"
@@ -167,16 +167,16 @@ def test_every_accelerate_file_says_what_processes_share(
     file: str | None, name: str, divided: tuple[int, int, int]
 ) -> None:
     config = None if file is None else ROOT / "configs/accelerate" / file
-    found = training.sharing(config, ranks=8)
+    found = training_memory.sharing(config, ranks=8)
     assert (found.name, (found.weights, found.gradients, found.optimizer)) == (name, divided)
-    alone = training.sharing(config, ranks=1)
+    alone = training_memory.sharing(config, ranks=1)
     assert (alone.weights, alone.gradients, alone.optimizer) == (1, 1, 1)
 
 
 def test_an_accelerate_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tpu.yaml").write_text("distributed_type: XLA\n")
     with pytest.raises(ValueError, match="distributed_type is XLA, which is not planned"):
-        training.sharing(tmp_path / "tpu.yaml", ranks=8)
+        training_memory.sharing(tmp_path / "tpu.yaml", ranks=8)
 
 
 def accelerate(file: str) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import kendalltau, rankdata, spearmanr
 
 from selfreward.evaluation.agreement import agreement
-from selfreward.evaluation.responses import gain, summarize
+from selfreward.evaluation.held_out import gain, summarize
 from selfreward.records import Agreement, Measurement
 
 

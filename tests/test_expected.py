@@ -9,15 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selfreward.chat import NotAToken
 from selfreward.engines import Completion
 from selfreward.engines.base import TOO_LONG
-from selfreward.judges.expected import ExpectedScoreJudge, up_to_score
+from selfreward.judges.expected_score import ExpectedScoreJudge, up_to_score
 from selfreward.judges.yes_no import YesNoJudge
-from selfreward.prompts.seed_data import Graded
-from selfreward.records import Judgement, Message, Prompt, Response
-from selfreward.settings.engine import EngineSettings, ModelSettings
-from selfreward.settings.judge import JudgeSettings
+from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
+from selfreward.recipe.judge_settings import JudgeSettings
+from selfreward.records import Graded, Judgement, Message, Prompt, Response
+from selfreward.text.chat import NotAToken
 
 PROMPT = Prompt.make([{"role": "user", "content": "Name {response}."}], "test", reference="an oak")
 RESPONSES = [Response(f"r{k}", PROMPT.id, k, text, "stop", 3, k, "M1") for k, text in enumerate(["oak", "elm"])]

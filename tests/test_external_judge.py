@@ -11,9 +11,9 @@ from test_openai_engine import ScriptedServer, ok
 
 import selfreward
 from selfreward import loop
-from selfreward.plan import Step
 from selfreward.records import Judgement, Response
-from selfreward.rundir import Run
+from selfreward.run.plan import Step
+from selfreward.run.run import Run
 
 
 @pytest.fixture

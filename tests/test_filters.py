@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from selfreward.prompts.filters import base
 from selfreward.prompts.filters.base import Filters
 from selfreward.prompts.filters.texts import ngrams, phrase_finder, words
+from selfreward.recipe.filter_settings import FilterSettings
 from selfreward.records import Removal, Task, read_records, write_records
-from selfreward.settings.filters import FilterSettings
 
 
 def task(instruction, input="", output=None, **other):
@@ -714,7 +714,7 @@ def test_an_unknown_filter_is_named():
 def test_filters_load_no_library_that_they_do_not_need():
     code = (
         "import sys; from selfreward.prompts.filters.base import Filters\n"
-        "from selfreward.settings.filters import FilterSettings, PAPER_INSTANCES\n"
+        "from selfreward.recipe.filter_settings import FilterSettings, PAPER_INSTANCES\n"
         "Filters(FilterSettings(), ['length', 'keywords', 'novelty', 'toxicity', *PAPER_INSTANCES, 'refusal'])\n"
         "print(sorted({'phonenumbers', 'stdnum', 'py3langid', 'torch', 'datasets'} & set(sys.modules)))"
     )

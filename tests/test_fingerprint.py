@@ -11,13 +11,15 @@ from conftest import make_random_model
 from safetensors.torch import load_file, save_file
 
 import selfreward
-from selfreward import upstream
-from selfreward.config import Recipe
-from selfreward.fingerprint import NO_RESULT, NO_RESULT_OPTIONS, SETTINGS, fetch, model_hash, reads, stale
-from selfreward.plan import Step
-from selfreward.recipe_file import submodel
-from selfreward.rundir import Run
-from selfreward.settings.engine import ModelSettings
+from selfreward.recipe import upstream
+from selfreward.recipe.engine_settings import ModelSettings
+from selfreward.recipe.loader import submodel
+from selfreward.recipe.recipe import Recipe
+from selfreward.run.fingerprint import NO_RESULT, NO_RESULT_OPTIONS, SETTINGS, reads
+from selfreward.run.history import stale
+from selfreward.run.model_files import fetch, model_hash
+from selfreward.run.plan import Step
+from selfreward.run.run import Run
 
 JUDGE_READERS = {"judgements/1", "pairs/1", "evaluate/0"}
 ALL_READERS = {"train/0", *JUDGE_READERS}

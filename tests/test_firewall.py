@@ -20,14 +20,14 @@ from test_chat import BUILDERS, CHATML, CORPUS, byte_level, finish, user
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase
 
-from selfreward.chat import ChatEncoder, load_tokenizer
 from selfreward.engines import Completion
 from selfreward.judges.additive import AdditiveJudge
-from selfreward.judges.scores import read_score
-from selfreward.judges.template import Template
+from selfreward.recipe.engine_settings import ModelSettings
+from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.records import Message, Prompt, Response
-from selfreward.settings.engine import ModelSettings
-from selfreward.settings.judge import JudgeSettings
+from selfreward.text.chat import ChatEncoder, load_tokenizer
+from selfreward.text.prompt_template import Template
+from selfreward.text.scores import read_score
 
 PHI = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"

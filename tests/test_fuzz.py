@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 import yaml
 
-from selfreward.config import RecipeError, load_recipe
-from selfreward.rundir import Run
+from selfreward.recipe.loader import RecipeError
+from selfreward.recipe.recipe import load_recipe
+from selfreward.run.run import Run
 
 NUM_RECIPES = int(os.environ.get("SELFREWARD_FUZZ", "3000"))
 NUM_COMMANDS = max(10, NUM_RECIPES // 333)

@@ -13,15 +13,15 @@ from conftest import make_random_model
 from peft.tuners.lora import Linear
 from trainings import make_run
 
-from selfreward import history
 from selfreward.engines import Engine, SamplingParams
 from selfreward.engines.transformers import TransformersEngine
 from selfreward.engines.vllm import VLLMEngine
 from selfreward.errors import HandoverError
-from selfreward.handover import Probes
-from selfreward.rundir import Run
-from selfreward.serving import Engines
-from selfreward.settings.engine import EngineSettings, ModelSettings
+from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
+from selfreward.run import history
+from selfreward.run.run import Run
+from selfreward.serving.engines import Engines
+from selfreward.serving.weight_check import Probes
 from selfreward.training.dpo import train_iteration
 
 GREEDY = SamplingParams(temperature=0.0, top_p=1.0, max_tokens=12)
@@ -52,7 +52,7 @@ def test_vllm_serves_another_model_with_tied_or_untied_embeddings(tmp_path: Path
 
 IN_ITS_OWN_PROCESS = """
 import asyncio, multiprocessing, sys
-from selfreward.settings.engine import EngineSettings, ModelSettings
+from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.engines import SamplingParams
 from selfreward.engines.vllm import VLLMEngine
 

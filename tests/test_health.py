@@ -9,11 +9,12 @@ from conftest import make_random_model
 import selfreward
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.evaluation.health import signs
-from selfreward.plan import Step
 from selfreward.prompts.base import Desk
+from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Task
-from selfreward.rundir import Run, iteration_of
-from selfreward.settings.prompts import SourceSettings
+from selfreward.run.folders import iteration_of
+from selfreward.run.plan import Step
+from selfreward.run.run import Run
 
 TASKS = [f"Name {n} animals." for n in ("one", "two", "three", "four")]
 WORDS = "ant bear camel deer elk fox goat horse".split()

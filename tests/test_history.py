@@ -11,12 +11,13 @@ import pytest
 from conftest import make_random_model
 
 import selfreward
-from selfreward import history, loop
+from selfreward import loop
 from selfreward.records import PreferencePair, Response
-from selfreward.rundir import Run
-from selfreward.status import lines, status
-from selfreward.trace import text, trace
-from selfreward.verify import verify
+from selfreward.report.pair_trace import text, trace
+from selfreward.report.status import lines, status
+from selfreward.report.verify import verify
+from selfreward.run import history
+from selfreward.run.run import Run
 
 ROOT = Path(__file__).parents[1]
 FLIPS = int(os.environ.get("SELFREWARD_FLIPS", "10"))
@@ -229,7 +230,7 @@ def test_verify_finds_what_is_missing_added_or_relinked(run: Run) -> None:
 
 def test_records_whose_hashes_were_forged_along_are_found_by_their_links(run: Run) -> None:
     """Whoever rewrites records and markers alike must still make the ids, seeds and scores fit each other."""
-    from selfreward.durable import hash_of, write_sealed
+    from selfreward.runtime.atomic import hash_of, write_sealed
 
     folder = run.stage("pairs", 2)
     path = folder.path / "records.jsonl"

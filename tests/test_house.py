@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 
 import selfreward
-from selfreward.config import Recipe
-from selfreward.recipe_file import submodel
+from selfreward.recipe.loader import submodel
+from selfreward.recipe.recipe import Recipe
 from selfreward.records import Prompt, Response
 
 ROOT = Path(__file__).parents[1]

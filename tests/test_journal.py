@@ -9,11 +9,12 @@ import sys
 import pytest
 from conftest import leave_disk
 
-from selfreward import journal as module
 from selfreward.engines import Completion, SamplingParams
+from selfreward.engines.journaled import JournaledEngine
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.errors import DiskFull
-from selfreward.journal import Journal, JournaledEngine
+from selfreward.run import journal as module
+from selfreward.run.journal import Journal
 
 PARAMS = SamplingParams(1.0, 1.0, 8)
 ASKED = [{"role": "user", "content": "Name a bird."}]
@@ -69,7 +70,7 @@ def test_a_changed_byte_costs_its_record_alone_and_gives_no_wrong_one(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from selfreward.journal import Journal
+from selfreward.run.journal import Journal
 journal = Journal(Path(sys.argv[1]))
 for number in range(1000):
     journal.add(f"{number:032x}", number)

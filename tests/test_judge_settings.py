@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 import selfreward
-from selfreward.disk import estimate
+from selfreward.estimates.disk import estimate
 from selfreward.judges import Panel
-from selfreward.judges.template import Template
-from selfreward.plan import Step
 from selfreward.preflight import preflight
-from selfreward.recipe_file import RecipeError
-from selfreward.rundir import Run
+from selfreward.recipe.loader import RecipeError
+from selfreward.run.plan import Step
+from selfreward.run.run import Run
+from selfreward.text.prompt_template import Template
 
 ADDITIVE, YES_NO = "{name: additive, template: judge.txt}", "{name: yes_no, votes: 1, temperature: 0.5}"
 

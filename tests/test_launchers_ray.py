@@ -12,7 +12,8 @@ import pytest
 import yaml
 from jsonschema import ValidationError
 
-from selfreward import launchers, load_recipe
+from selfreward import load_recipe
+from selfreward.launchers import launch
 
 ray = pytest.importorskip("ray")
 
@@ -27,7 +28,7 @@ def test_without_ray_the_way_out_is_told(recipe, monkeypatch: pytest.MonkeyPatch
     for name in [name for name in sys.modules if name.startswith("selfreward.launchers.ray")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ValueError, match=r'launcher is ray, which is not installed: pip install "selfreward\[ray\]"'):
-        launchers.find(recipe)
+        launch.find(recipe)
 
 
 def test_without_a_cluster_the_way_out_is_told(tmp_path: Path) -> None:

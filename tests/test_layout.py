@@ -10,12 +10,13 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from torch.distributed.run import get_args_parser
 
 import selfreward
-from selfreward import launchers
-from selfreward.config import Recipe
-from selfreward.gpus import see
-from selfreward.launchers.base import Training, clean, in_shell, of_ranks
+from selfreward.launchers import launch
+from selfreward.launchers.base import Training, in_shell
 from selfreward.launchers.layout import Layout, Place, place, replicas
-from selfreward.plan import Step
+from selfreward.recipe.recipe import Recipe
+from selfreward.run.plan import Step
+from selfreward.runtime.gpus import see
+from selfreward.runtime.ranks import rank_variables, without_ranks
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
 
@@ -87,7 +88,7 @@ def test_how_a_recipe_trains(recipe: Any) -> None:
             self.nodes, self.gpus = nodes, gpus
 
     def how(nodes: int, gpus: int, *overrides: str) -> str:
-        return launchers.how_to_train(recipe(*overrides), Machine(nodes, gpus))
+        return launch.how_to_train(recipe(*overrides), Machine(nodes, gpus))
 
     assert [how(1, 0), how(1, 1), how(1, 8), how(2, 1), how(2, 0)] == ["inline", "process", *["accelerate"] * 3]
     assert how(1, 1, "launch.launcher=ray") == "process"
@@ -155,8 +156,8 @@ def test_the_variables_of_ranks() -> None:
     )
     others = ("PATH", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "MASTER", "HF_HOME")
     environment = dict.fromkeys((*ranks, *others), "1")
-    assert {*of_ranks(environment)} == {*ranks}
-    assert {*clean(environment)} == {*others}
+    assert {*rank_variables(environment)} == {*ranks}
+    assert {*without_ranks(environment)} == {*others}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_the_variables_of_ranks() -> None:
     ],
 )
 def test_settings_that_do_not_go_together(launch: dict[str, Any], words: str, tmp_path: Path) -> None:
-    from selfreward.settings.launch import LaunchSettings
+    from selfreward.recipe.launch_settings import LaunchSettings
 
     with pytest.raises(ValueError, match=words):
         LaunchSettings.model_validate(launch, strict=False)
@@ -188,7 +189,7 @@ def test_no_engine_is_refused_for_the_number_of_another(recipe: Any) -> None:
 def test_slurm_needs_an_allocation(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
     with pytest.raises(ValueError, match=r"no allocation .*Submit it: sbatch launch/slurm\.sbatch RECIPE"):
-        launchers.find(recipe("launch.launcher=slurm"))
+        launch.find(recipe("launch.launcher=slurm"))
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused_before_anything_runs(recipe: Any) -> None:

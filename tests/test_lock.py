@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from selfreward import lock
 from selfreward.errors import RunLocked
-from selfreward.lock import Holder, RunLock, holder, part_of
+from selfreward.runtime import lock
+from selfreward.runtime.lock import Holder, RunLock, holder, part_of
 
 HOLD = """
 with lock.RunLock(folder) as held:

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 import selfreward
 from selfreward import loop
-from selfreward.plan import Step, find_step, plan
 from selfreward.records import Judgement, PreferencePair, Prompt, Rejection, Response
-from selfreward.rundir import Run
-from selfreward.status import status
+from selfreward.report.status import status
+from selfreward.run.plan import Step, find_step, plan
+from selfreward.run.run import Run
 
 
 @pytest.fixture

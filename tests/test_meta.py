@@ -8,12 +8,11 @@ from dataclasses import replace
 import pytest
 
 import selfreward
-from selfreward import history
 from selfreward.engines import Completion
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.judges.additive import AdditiveJudge
 from selfreward.judges.bradley_terry import strengths
-from selfreward.judges.meta import (
+from selfreward.judges.meta_judge import (
     Dispute,
     MetaJudge,
     higher_score_preferred,
@@ -22,11 +21,12 @@ from selfreward.judges.meta import (
     place_weights,
 )
 from selfreward.loop import perform
-from selfreward.plan import Step
+from selfreward.recipe.judge_settings import JudgeSettings, MetaSettings
 from selfreward.records import Judgement, PreferencePair, Prompt, Response
-from selfreward.rundir import Run
-from selfreward.serving import Engines
-from selfreward.settings.judge import JudgeSettings, MetaSettings
+from selfreward.run import history
+from selfreward.run.plan import Step
+from selfreward.run.run import Run
+from selfreward.serving.engines import Engines
 from selfreward.stages.meta import most_varied
 
 PROMPT = Prompt.make([{"role": "user", "content": "What is {first}?"}], "test", reference="the true one")

@@ -13,8 +13,8 @@ from selfreward.evaluation.diversity import diversity
 from selfreward.prompts.filters import near
 from selfreward.prompts.filters.base import Filters, Finding
 from selfreward.prompts.filters.near import NearByMeaning, NearByWords
+from selfreward.recipe.filter_settings import EmbeddingSettings, FilterSettings, MinHashSettings
 from selfreward.records import Task
-from selfreward.settings.filters import EmbeddingSettings, FilterSettings, MinHashSettings
 from selfreward.tiny import world
 
 WORDS = [f"{a}{b}" for a, b in product("abcdefgh", "klmnopqr")]
@@ -132,8 +132,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each word of the tiny world has a random direction, and a text is the mean of its words."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-
-    from selfreward.tiny.pretrain import build_tokenizer
+    from tiny_world.pretrain import build_tokenizer
 
     tokenizer = build_tokenizer()
     weights = np.random.default_rng(0).standard_normal((len(tokenizer), 32)).astype(np.float32)

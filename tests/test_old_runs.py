@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from selfreward import history, loop
-from selfreward.durable import is_whole_line
-from selfreward.rundir import Run
-from selfreward.status import lines, status
-from selfreward.verify import verify
+from selfreward import loop
+from selfreward.report.status import lines, status
+from selfreward.report.verify import verify
+from selfreward.run import history
+from selfreward.run.run import Run
+from selfreward.runtime.atomic import is_whole_line
 
 VERSIONS = sorted((Path(__file__).parent / "old_runs").iterdir())
 

@@ -34,12 +34,13 @@ from servers import (
 
 from selfreward.engines import Completion, SamplingParams
 from selfreward.engines.base import TOO_LONG
+from selfreward.engines.journaled import JournaledEngine, total
 from selfreward.engines.openai import OpenAIEngine, served_models
+from selfreward.engines.replica_pool import Pool
 from selfreward.engines.transformers import TransformersEngine
-from selfreward.journal import Journal, JournaledEngine, total
-from selfreward.pool import Pool
+from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.records import Message
-from selfreward.settings.engine import EngineSettings, ModelSettings
+from selfreward.run.journal import Journal
 
 KEY = "sk-a-secret-that-must-stay-one"
 GREEDY = SamplingParams(temperature=0.0, top_p=1.0, max_tokens=12)

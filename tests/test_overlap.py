@@ -11,9 +11,9 @@ import selfreward
 from selfreward import loop
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.judges.additive import AdditiveJudge
-from selfreward.plan import Step
-from selfreward.rundir import Run
-from selfreward.serving import Engines
+from selfreward.run.plan import Step
+from selfreward.run.run import Run
+from selfreward.serving.engines import Engines
 
 TASKS = [f"Name {n} animals." for n in ("one", "two", "three", "four")]
 

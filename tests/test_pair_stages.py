@@ -15,23 +15,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import selfreward
 from selfreward import loop
-from selfreward.chat import ChatEncoder, load_tokenizer
-from selfreward.durable import hash_of, write_sealed
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.engines.transformers import TransformersEngine
-from selfreward.handover import read_probes
-from selfreward.history import recipe_of
 from selfreward.judges import mean_scores
-from selfreward.plan import plan
 from selfreward.records import ImplicitReward, Judgement, PreferencePair, Prompt, Rejection, Response, by_prompt
-from selfreward.refinement import consistency
-from selfreward.rundir import Run
-from selfreward.selection import Rules, best_worst
-from selfreward.serving import Engines
+from selfreward.report.pair_trace import text, trace
+from selfreward.report.verify import verify
+from selfreward.run.history import recipe_of
+from selfreward.run.plan import plan
+from selfreward.run.run import Run
+from selfreward.runtime.atomic import hash_of, write_sealed
+from selfreward.selection.pair_filters import consistency
+from selfreward.selection.pair_selectors import Rules, best_worst
+from selfreward.serving.engines import Engines
+from selfreward.serving.weight_check import read_probes
 from selfreward.stages import implicit
 from selfreward.stages.pairs import Selection, scores_of
-from selfreward.trace import text, trace
-from selfreward.verify import verify
+from selfreward.text.chat import ChatEncoder, load_tokenizer
 
 TASKS = [f"Name {n} animals." for n in ("one", "two", "three", "four", "five", "six")]
 ALL = [f"selection.{name}=true" for name in ("anchored", "lookahead", "implicit_agreement")]

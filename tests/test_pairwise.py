@@ -19,12 +19,11 @@ from selfreward.judges.matches import Swiss, each_two, random_rounds
 from selfreward.judges.pairwise import PairwiseJudge
 from selfreward.judges.verdicts import position_figures, read_verdict
 from selfreward.loop import perform
-from selfreward.plan import plan
-from selfreward.prompts.seed_data import Graded
-from selfreward.records import Judgement, PreferencePair, Prompt, Response
-from selfreward.rundir import Run
-from selfreward.serving import Engines
-from selfreward.settings.judge import JudgeSettings, PairwiseSettings
+from selfreward.recipe.judge_settings import JudgeSettings, PairwiseSettings
+from selfreward.records import Graded, Judgement, PreferencePair, Prompt, Response
+from selfreward.run.plan import plan
+from selfreward.run.run import Run
+from selfreward.serving.engines import Engines
 
 PROMPT = Prompt.make([{"role": "user", "content": "Which is {first}?"}], "test", reference="the true one")
 

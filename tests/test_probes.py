@@ -13,7 +13,7 @@ from trainings import make_run
 from transformers import AutoModelForCausalLM
 
 from selfreward.errors import Damaged, HandoverError
-from selfreward.handover import Probes, compare, read_probes, require_merged, require_served
+from selfreward.serving.weight_check import Probes, compare, read_probes, require_merged, require_served
 from selfreward.training.dpo import train_iteration
 from selfreward.training.sft import train_seed
 
@@ -147,8 +147,8 @@ def test_a_trained_model_is_told_from_the_one_before_it(tmp_path, tiny_random_mo
 
 
 def test_long_texts_are_cut_to_their_end() -> None:
-    from selfreward.chat import load_tokenizer
-    from selfreward.settings.engine import ModelSettings
+    from selfreward.recipe.engine_settings import ModelSettings
+    from selfreward.text.chat import load_tokenizer
     from selfreward.training.probes import probe_ids
 
     folder = str(Path(__file__).parent.parent / "selfreward" / "tiny" / "model")
@@ -161,5 +161,5 @@ def test_long_texts_are_cut_to_their_end() -> None:
 
 
 def test_comparing_imports_no_torch() -> None:
-    code = "import sys, selfreward.handover; sys.exit('torch' in sys.modules)"
+    code = "import sys, selfreward.serving.weight_check; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from selfreward.config import Recipe
 from selfreward.engines import Completion, SamplingParams
-from selfreward.plan import Step, inputs
 from selfreward.preflight import check_prompts
-from selfreward.recipe_file import RecipeError, edit
+from selfreward.recipe.loader import RecipeError, edit
+from selfreward.recipe.recipe import Recipe
 from selfreward.records import Message, Prompt, Removal
-from selfreward.rundir import Run
-from selfreward.stages import Summary
+from selfreward.run.plan import Step, inputs
+from selfreward.run.run import Run
+from selfreward.run.stages import Summary
 from selfreward.stages.prompts import stage
 
 Reply = Callable[[str, int], str]

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from selfreward.config import load_recipe
-from selfreward.plan import Step
 from selfreward.prompts.base import Desk
 from selfreward.prompts.dataset import DatasetSource, read_held_out
 from selfreward.prompts.filters.base import Filters
 from selfreward.prompts.mixture import MixtureSource, shares
+from selfreward.recipe.filter_settings import FilterSettings
+from selfreward.recipe.prompt_settings import PromptSettings
+from selfreward.recipe.recipe import load_recipe
 from selfreward.records import Prompt, Removal, Task, read_records
-from selfreward.rundir import Run
-from selfreward.serving import Engines
-from selfreward.settings.filters import FilterSettings
-from selfreward.settings.prompts import PromptSettings
+from selfreward.run.plan import Step
+from selfreward.run.run import Run
+from selfreward.serving.engines import Engines
 from selfreward.stages import prompts as prompts_stage
 
 TINY = Path(__file__).parents[1] / "selfreward" / "tiny" / "model"

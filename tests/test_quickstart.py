@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from selfreward.engines import SamplingParams
 from selfreward.engines.transformers import TransformersEngine
+from selfreward.recipe.engine_settings import EngineSettings
 from selfreward.records import Judgement, Measurement, PreferencePair, Prompt, Rejection, Response
-from selfreward.rundir import Run
-from selfreward.settings.engine import EngineSettings
+from selfreward.run.run import Run
 from selfreward.tiny import world
 
 SMALL = (

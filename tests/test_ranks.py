@@ -19,16 +19,15 @@ from trainings import logged, make_run, resumed_from
 from trl import DPOConfig
 
 import selfreward
-from selfreward import stopping
-from selfreward.config import RecipeError
 from selfreward.errors import Stopped
-from selfreward.rundir import Run
+from selfreward.launchers.batch import shared_batch
+from selfreward.recipe.loader import RecipeError
+from selfreward.run.run import Run
 from selfreward.training import dpo
-from selfreward.training.batch import shared_batch
 from selfreward.training.common import arguments
 from selfreward.training.dpo import train_iteration
-from selfreward.training.files import marked
 from selfreward.training.sft import train_seed
+from selfreward.training.whole_folder import marked
 
 CONFIGS = Path("configs/accelerate")
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml"))
@@ -131,7 +130,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, run: Run, iteration: int, step: 
     from ranked import InStep
 
     with monkeypatch.context() as patch:
-        patch.setattr(stopping, "stop", InStep(step))
+        patch.setattr("selfreward.runtime.shutdown.stop", InStep(step))
         with pytest.raises(Stopped):
             train_iteration(run, iteration) if iteration else train_seed(run)
 

@@ -24,9 +24,9 @@ from selfreward.engines.remote import RemoteEngine
 from selfreward.errors import EngineDied, NodeLost
 from selfreward.launchers.base import Training, wait
 from selfreward.launchers.layout import Place
-from selfreward.plan import Step
-from selfreward.rundir import Run
-from selfreward.training.files import marked
+from selfreward.run.plan import Step
+from selfreward.run.run import Run
+from selfreward.training.whole_folder import marked
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -214,8 +214,8 @@ def two_gpus() -> Iterator[None]:
 
 @pytest.mark.usefixtures("two_gpus")
 def test_whose_gpu_is_whose(recipe: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    from selfreward.launchers.ray import Ray
     from selfreward.launchers.ray import cluster as rays
+    from selfreward.launchers.ray.launcher import Ray
 
     monkeypatch.setenv("PYTHONPATH", "tests")
     monkeypatch.setattr(rays, "ROOM", 3.0)
@@ -246,8 +246,8 @@ def test_whose_gpu_is_whose(recipe: Path, monkeypatch: pytest.MonkeyPatch, capfd
 
 @pytest.mark.usefixtures("two_gpus")
 def test_how_a_training_ends(recipe: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    from selfreward.launchers.ray import Ray
-    from selfreward.launchers.ray import gang as gangs
+    from selfreward.launchers.ray import training_job as gangs
+    from selfreward.launchers.ray.launcher import Ray
 
     monkeypatch.setattr(gangs, "SEEN", 1.0)
     cluster = Ray(selfreward.load_recipe(recipe))

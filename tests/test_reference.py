@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from selfreward.config import Recipe
-from selfreward.recipe_file import submodel
-from selfreward.reference import BLOCKS, markdown
+from selfreward.recipe.loader import submodel
+from selfreward.recipe.recipe import Recipe
+from selfreward.recipe.reference_docs import BLOCKS, markdown
 
 DOCS = Path(__file__).parents[1] / "docs" / "recipe.md"
 

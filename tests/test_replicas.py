@@ -20,11 +20,11 @@ import selfreward
 from selfreward import loop
 from selfreward.engines import Completion, SamplingParams
 from selfreward.errors import EngineDied
-from selfreward.plan import Step
+from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.records import Message, Response, by_prompt
-from selfreward.rundir import Run
-from selfreward.serving import Engines
-from selfreward.settings.engine import EngineSettings, ModelSettings
+from selfreward.run.plan import Step
+from selfreward.run.run import Run
+from selfreward.serving.engines import Engines
 
 TINY = Path(selfreward.__file__).parent / "tiny" / "model"
 NUM = 23  # prompts: neither two nor three nor four divide it

@@ -12,14 +12,15 @@ import selfreward
 from selfreward import loop
 from selfreward.engines import SamplingParams
 from selfreward.engines.classifier import ClassifierEngine
-from selfreward.journal import Journal, JournaledEngine
+from selfreward.engines.journaled import JournaledEngine
 from selfreward.judges.reward_model import RewardModelJudge
-from selfreward.plan import Step
-from selfreward.recipe_file import RecipeError
+from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
+from selfreward.recipe.judge_settings import JudgeSettings
+from selfreward.recipe.loader import RecipeError
 from selfreward.records import Judgement, Prompt, Response
-from selfreward.rundir import Run
-from selfreward.settings.engine import EngineSettings, ModelSettings
-from selfreward.settings.judge import JudgeSettings
+from selfreward.run.journal import Journal
+from selfreward.run.plan import Step
+from selfreward.run.run import Run
 
 SETTINGS = EngineSettings(name="classifier")
 

@@ -8,8 +8,8 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from selfreward.prompts.filters.base import Filters
 from selfreward.prompts.filters.rouge import Neighbour, RougeIndex, RougeL, unicode_tokens
+from selfreward.recipe.filter_settings import FilterSettings, RougeSettings
 from selfreward.records import Task
-from selfreward.settings.filters import FilterSettings, RougeSettings
 
 SCORER = RougeScorer(["rougeL"], use_stemmer=False)
 

@@ -10,12 +10,11 @@ import pytest
 from pyarrow import parquet
 from pydantic import ValidationError
 
-from selfreward.data.sources import rows as rows_of
-from selfreward.prompts import files
+from selfreward.data.prompt_jobs import rows as rows_of
 from selfreward.prompts.dataset import DatasetSource, read_documents, read_tasks
 from selfreward.prompts.seed_data import read_demonstrations, read_graded
+from selfreward.recipe.prompt_settings import PromptSettings, RowSettings
 from selfreward.records import Task
-from selfreward.settings.prompts import PromptSettings, RowSettings
 
 
 def lines_of(rows):
@@ -271,7 +270,7 @@ def test_a_line_of_ten_megabytes_is_over_long_or_read(tmp_path):
 
 @pytest.mark.parametrize("more", [1, 1000])
 def test_a_line_without_end_is_not_held(tmp_path, monkeypatch, more):
-    monkeypatch.setattr(files, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr("selfreward.prompts.row_files.MAX_LINE_BYTES", 100)
     path = write(tmp_path / "p.jsonl", {"prompt": "a"}, b"x" * (100 + more), {"prompt": "b"}, b"y" * (100 + more))
     found, skipped = read_tasks(RowSettings(path=path, on_bad_line="skip"))
     assert ([each.instruction for each in found], skipped) == (["a", "b"], {"over_long": 2})
@@ -537,7 +536,7 @@ from pathlib import Path
 from selfreward.prompts.base import Desk
 from selfreward.prompts.dataset import DatasetSource
 from selfreward.prompts.filters.base import Filters
-from selfreward.settings.prompts import FilterSettings, PromptSettings
+from selfreward.recipe.prompt_settings import FilterSettings, PromptSettings
 settings = PromptSettings(path=Path(sys.argv[1]), num=10, streaming=True)
 source = DatasetSource(settings)
 for iteration in (1, int(sys.argv[2])):

@@ -12,10 +12,10 @@ from selfreward.engines import Completion
 from selfreward.engines.base import TOO_LONG
 from selfreward.judges.criteria import describe, read_criteria
 from selfreward.judges.rubric import RubricJudge
-from selfreward.plan import Step
+from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.records import Judgement, Prompt, Response
-from selfreward.rundir import Run
-from selfreward.settings.judge import JudgeSettings
+from selfreward.run.plan import Step
+from selfreward.run.run import Run
 
 PROMPT = Prompt.make([{"role": "user", "content": "Why is the sky blue?"}], "test", "Rayleigh scattering.")
 CRITERIA = """

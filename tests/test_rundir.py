@@ -6,11 +6,11 @@ import stat
 import pytest
 
 from selfreward import load_recipe
-from selfreward.durable import append_line, is_whole_line, read_sealed, write_bytes, write_sealed
 from selfreward.errors import Damaged
-from selfreward.plan import Step
 from selfreward.records import Rejection
-from selfreward.rundir import Run
+from selfreward.run.plan import Step
+from selfreward.run.run import Run
+from selfreward.runtime.atomic import append_line, is_whole_line, read_sealed, write_bytes, write_sealed
 
 PROMPTS = Step("prompts", 1)
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from selfreward import secrets
-from selfreward.config import RecipeError, load_recipe
-from selfreward.recipe_file import shown
+from selfreward.recipe.loader import RecipeError, shown
+from selfreward.recipe.recipe import load_recipe
+from selfreward.runtime import redact
 
-TINY = Path(secrets.__file__).parent / "tiny"
+TINY = Path(redact.__file__).parent / "tiny"
 BASE = f"name: demo\nmodel: {{path: {TINY}/model}}\nprompts: {{path: {TINY}/data/heldout_prompts.jsonl, num: 2}}\n"
 LETTERS = string.ascii_letters + string.digits
 NUM_CANARIES = 1000
@@ -161,7 +161,7 @@ class World:
         name = self.export(rng, value)
         forms = [value, repr(value), json.dumps(value), f"https://me:{value}@h/", f"{name}={value}", f"Bearer {value}"]
         error = RuntimeError(f"failed with {rng.choice(forms)} and {{'key': {value!r}}}")
-        return secrets.redact(f"{error}\n{error!r}"), core
+        return redact.redact(f"{error}\n{error!r}"), core
 
     def named(self, rng: random.Random) -> tuple[str, str]:
         """Behind its name, where nothing else is known of it."""
@@ -169,7 +169,7 @@ class World:
         name = rng.choice(CREDENTIALS)
         forms = [f"{name}={core}", f"{name}: {core}", f'{{"{name}": "{core}"}}', f"{{'{name}': '{core}'}}"]
         forms += [f"--{name}={core}", f"x.{name} = '{core}'", f"Authorization: Bearer {core}"]
-        return secrets.redact(f"request with {rng.choice(forms)}, and more"), core
+        return redact.redact(f"request with {rng.choice(forms)}, and more"), core
 
 
 CHANNELS: list[Callable[[World, random.Random], tuple[str, str]]] = [
@@ -203,7 +203,7 @@ def test_no_canary_comes_out_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     "AWS_ACCESS_KEY_ID PGPASSWORD oauth_token private_key".split(),
 )
 def test_names_of_credentials(name: str) -> None:
-    assert secrets.is_credential(name)
+    assert redact.is_credential(name)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_names_of_credentials(name: str) -> None:
     "SSH_AUTH_SOCK TOKENIZERS_PARALLELISM include_num_input_tokens_seen hf_token_path KEYBOARD monkey".split(),
 )
 def test_names_that_are_none(name: str) -> None:
-    assert not secrets.is_credential(name)
+    assert not redact.is_credential(name)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_names_that_are_none(name: str) -> None:
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
-    assert secrets.redact(text) == text
+    assert redact.redact(text) == text
 
 
 def test_a_secret_is_masked_before_a_long_value_is_cut() -> None:
@@ -238,7 +238,7 @@ def test_a_secret_is_masked_before_a_long_value_is_cut() -> None:
 
 def test_a_short_value_of_a_variable_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "EMPTY")
-    assert secrets.redact("EMPTY responses") == "EMPTY responses"
+    assert redact.redact("EMPTY responses") == "EMPTY responses"
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_a_key_in_a_recipe_is_an_error_that_names_the_variable(tmp_path: Path, b
 
 
 def test_a_secret_in_an_edited_run_is_refused(tmp_path: Path) -> None:
-    from selfreward.config import edited_recipe
+    from selfreward.recipe.recipe import edited_recipe
 
     (tmp_path / "run.yaml").write_text(BASE)
     stored = load_recipe(tmp_path / "run.yaml").model_dump(mode="json")
@@ -286,7 +286,7 @@ def redacted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
         for name in ("stdout", "stderr"):
             patch.setattr(sys, f"__{name}__", None)
             patch.setattr(sys, name, io.TextIOWrapper(buffer, encoding="utf-8", write_through=True))
-        secrets.install()
+        redact.install()
         yield lambda: buffer.getvalue().decode()
 
 
@@ -314,7 +314,7 @@ def test_threads_write_lines_of_their_own(monkeypatch: pytest.MonkeyPatch) -> No
 def test_installing_twice_wraps_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with redacted(monkeypatch):
         wrapped = sys.stderr
-        secrets.install()
+        redact.install()
         assert sys.stderr is wrapped
         assert (wrapped.encoding, wrapped.isatty(), wrapped.closed) == ("utf-8", False, False)
 
@@ -322,8 +322,8 @@ def test_installing_twice_wraps_once(monkeypatch: pytest.MonkeyPatch) -> None:
 LIBRARIES = """
 import logging, os, subprocess, sys, warnings
 from selfreward import secrets
-secrets.install()
-from selfreward.progress import console
+redact.install()
+from selfreward.runtime.progress import console
 from rich.console import Console
 from tqdm import tqdm
 key = os.environ["MY_API_KEY"]

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from selfreward import registry
-from selfreward.config import Recipe, RecipeError, load_recipe
 from selfreward.preflight import preflight
-from selfreward.rundir import Run
-from selfreward.settings.engine import EngineSettings
+from selfreward.recipe import registry
+from selfreward.recipe.engine_settings import EngineSettings
+from selfreward.recipe.loader import RecipeError
+from selfreward.recipe.recipe import Recipe, load_recipe
+from selfreward.run.run import Run
 
 MESSAGES = [{"role": "user", "content": "Name a colour."}]
 
@@ -211,7 +212,7 @@ def test_what_looks_like_a_call_is_data_where_any_key_may_stand(tmp_path: Path, 
 BOMBS = """
 import resource, sys
 from pathlib import Path
-from selfreward.config import RecipeError, load_recipe
+from selfreward.recipe.recipe import RecipeError, load_recipe
 
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 lines = ["a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]"]
@@ -334,7 +335,7 @@ def through_check(recipe: Recipe) -> None:
 
 
 def through_the_tokenizer(recipe: Recipe) -> None:
-    from selfreward.chat import ChatEncoder, load_tokenizer
+    from selfreward.text.chat import ChatEncoder, load_tokenizer
 
     ChatEncoder(load_tokenizer(recipe.model.path, recipe.model)).encode(MESSAGES)
 
@@ -409,8 +410,8 @@ def test_bait_in_a_model_runs_nothing(
 CONTROL = """
 import pickle, sys
 from jinja2 import Environment
-from selfreward.chat import load_tokenizer
-from selfreward.settings.engine import ModelSettings
+from selfreward.text.chat import load_tokenizer
+from selfreward.recipe.engine_settings import ModelSettings
 
 kind, path = sys.argv[1:]
 if kind == "code":

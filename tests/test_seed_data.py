@@ -10,19 +10,20 @@ import pytest
 
 from selfreward.data.eft import EFT, Judged, held_out_keys, look, make_eft, spread, thin
 from selfreward.data.ift import make_ift
+from selfreward.data.prompt_jobs import rows as rows_of
 from selfreward.data.ranked import RankedPrompt, prompt_key, read_ranked
-from selfreward.data.sources import rows as rows_of
 from selfreward.engines import Completion
+from selfreward.engines.concurrency import gather_each
+from selfreward.engines.journaled import JournaledEngine
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.evaluation.agreement import agreement
-from selfreward.journal import Journal, JournaledEngine
-from selfreward.judges.expected import labels
+from selfreward.judges.expected_score import labels
 from selfreward.prompts.seed_data import read_demonstrations, read_graded
+from selfreward.recipe.eft_settings import EFTSettings
+from selfreward.recipe.judge_settings import JudgeSettings
+from selfreward.recipe.prompt_settings import RowSettings
 from selfreward.records import Agreement
-from selfreward.settings.eft import EFTSettings
-from selfreward.settings.judge import JudgeSettings
-from selfreward.settings.prompts import RowSettings
-from selfreward.stages.gather import gather_each
+from selfreward.run.journal import Journal
 from selfreward.tiny import world
 
 ROOT = Path(__file__).parents[1]
@@ -494,7 +495,7 @@ def test_the_expected_score_judges_text_is_labelled_by_what_it_says():
 def test_the_tiny_model_judges_answers_that_the_world_ranked(tmp_path):
     """A real model through the transformers engine: the base model knows reviews from the pages it has read."""
     from selfreward.engines.transformers import TransformersEngine
-    from selfreward.settings.engine import EngineSettings, ModelSettings
+    from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 
     template, page = tmp_path / "judge.txt", tmp_path / "page.jinja"
     template.write_text("{prompt}\n{response}")

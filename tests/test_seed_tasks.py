@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from selfreward.prompts.dataset import read_tasks
-from selfreward.settings.filters import KeywordSettings
-from selfreward.settings.prompts import RowSettings
+from selfreward.recipe.filter_settings import KeywordSettings
+from selfreward.recipe.prompt_settings import RowSettings
 
 COMMON = Path(__file__).parents[1] / "recipes" / "common"
 PATH = COMMON / "seed_tasks.jsonl"

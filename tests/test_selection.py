@@ -5,10 +5,11 @@ import random
 
 import pytest
 
-from selfreward.config import ResponseSettings
+from selfreward.recipe.judge_settings import SelectionSettings
+from selfreward.recipe.response_settings import ResponseSettings
 from selfreward.records import PreferencePair, Prompt, Rejection, Response
-from selfreward.refinement import agreeing, anchored, capped, consistency, upgraded, wide
-from selfreward.selection import (
+from selfreward.selection.pair_filters import agreeing, anchored, capped, consistency, upgraded, wide
+from selfreward.selection.pair_selectors import (
     Rules,
     best_worst,
     correct_incorrect,
@@ -18,7 +19,6 @@ from selfreward.selection import (
     top_bottom,
     usable,
 )
-from selfreward.settings.judge import SelectionSettings
 
 PROMPT = Prompt.make([{"role": "user", "content": "Name two animals."}], "test")
 RULES = Rules()

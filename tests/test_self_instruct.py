@@ -14,10 +14,10 @@ from desks import desk, settings
 import selfreward
 from selfreward.engines import Completion
 from selfreward.errors import EngineDied
-from selfreward.prompts.labelled import Labels, input_of
-from selfreward.prompts.parsing import is_refusal, read_lines, read_list
 from selfreward.prompts.self_instruct import SelfInstructSource
 from selfreward.records import Prompt, Removal, Task, TemplateTrial
+from selfreward.text.labelled import Labels, input_of
+from selfreward.text.lists import is_refusal, read_lines, read_list
 
 PAPER = ["length", "keywords", "first_character", "rouge_l", "empty_output", "input_equals_output", "contradiction"]
 TWO = ["Write a poem.", "Name a fish."]

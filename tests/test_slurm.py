@@ -16,8 +16,8 @@ from test_quickstart import SMALL, UNEVALUATED
 from trainings import logged, resumed_from
 
 import selfreward
-from selfreward.rundir import Run
-from selfreward.training.files import marked
+from selfreward.run.run import Run
+from selfreward.training.whole_folder import marked
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

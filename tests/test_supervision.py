@@ -7,10 +7,10 @@ from typing import ClassVar
 import pytest
 
 from selfreward.engines import Completion, Engine, SamplingParams
+from selfreward.engines.replica_pool import Pool
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.errors import EngineDied
-from selfreward.pool import Pool
-from selfreward.settings.engine import EngineSettings, ModelSettings
+from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 
 ASKED = [{"role": "user", "content": "Name a bird."}]
 PARAMS = SamplingParams(1.0, 1.0, 8)
@@ -44,7 +44,7 @@ class Mortal(ScriptedEngine):
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfreward.pool.PAUSE", 0.0)
+    monkeypatch.setattr("selfreward.engines.replica_pool.PAUSE", 0.0)
 
 
 class Stillborn(Mortal):

@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import selfreward
-from selfreward.chat import ChatEncoder, load_tokenizer
 from selfreward.errors import HandoverError
-from selfreward.settings.engine import ModelSettings
+from selfreward.recipe.engine_settings import ModelSettings
+from selfreward.text.chat import ChatEncoder, load_tokenizer
 from selfreward.training import merge
 from selfreward.training.dpo import train_iteration
+from selfreward.training.examples import split
 from selfreward.training.rounding import round_stochastically
-from selfreward.training.rows import split
 from selfreward.training.sft import train_seed
 
 

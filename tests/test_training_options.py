@@ -26,15 +26,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 import selfreward
-from selfreward.config import RecipeError
-from selfreward.fingerprint import stale
-from selfreward.handover import read_probes
 from selfreward.preflight import describe
+from selfreward.recipe.loader import RecipeError
 from selfreward.records import PreferencePair
-from selfreward.rundir import Run
+from selfreward.run.history import stale
+from selfreward.run.run import Run
+from selfreward.serving.weight_check import read_probes
 from selfreward.training.consistency import ConsistentDPOTrainer
 from selfreward.training.dpo import train_iteration
-from selfreward.training.rows import preference_rows, rows_by_source
+from selfreward.training.examples import preference_rows, rows_by_source
 
 SIDES = ("chosen", "rejected")
 WHOLE = {"per_device_train_batch_size": 9, "max_steps": 1}
@@ -188,7 +188,7 @@ def test_a_pair_counts_as_far_as_two_models_agree(tmp_path, models, kind, batch)
 ON_TWO_RANKS = """
 import sys
 from selfreward.launchers import leave_group
-from selfreward.rundir import Run
+from selfreward.run.run import Run
 from selfreward.training.dpo import train_iteration
 
 train_iteration(Run.open(sys.argv[1]), 3)

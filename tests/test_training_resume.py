@@ -15,21 +15,21 @@ import torch
 from conftest import leave_disk, make_random_model
 from trainings import killed, logged, make_run, result, resumed_from
 
-from selfreward import stopping
 from selfreward.errors import DiskFull, Stopped
-from selfreward.rundir import Run
-from selfreward.stopping import Stop
+from selfreward.run.run import Run
+from selfreward.runtime import shutdown
+from selfreward.runtime.shutdown import Stop
 from selfreward.training.dpo import train_iteration
-from selfreward.training.files import mark, marked
 from selfreward.training.sft import train_seed
+from selfreward.training.whole_folder import mark, marked
 
 
 @pytest.fixture
 def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process that has not been asked to stop yet, and hears SIGTERM."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    monkeypatch.setattr(stopping, "stop", Stop())
-    stopping.stop.listen(grace=60)
+    monkeypatch.setattr(shutdown, "stop", Stop())
+    shutdown.stop.listen(grace=60)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -54,8 +54,8 @@ def send(monkeypatch: pytest.MonkeyPatch, number: int, step: int) -> None:
 def stop_in(monkeypatch: pytest.MonkeyPatch, run: Run, iteration: int, step: int) -> None:
     """Trains until SIGTERM arrives in a step, and is heard at its end."""
     with monkeypatch.context() as patch:
-        patch.setattr(stopping, "stop", Stop())
-        stopping.stop.listen(grace=60)
+        patch.setattr(shutdown, "stop", Stop())
+        shutdown.stop.listen(grace=60)
         if step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         send(patch, signal.SIGTERM, step - 1)
@@ -94,7 +94,7 @@ def test_a_stop_in_the_last_step_comes_after_the_training(tmp_path, tiny_random_
     run = make_run(tmp_path, tiny_random_model)
     send(monkeypatch, signal.SIGTERM, step=5)
     train_iteration(run, 1)
-    assert stopping.stop.requested
+    assert shutdown.stop.requested
     assert_equal(run, undisturbed)
 
 
@@ -123,9 +123,9 @@ def test_a_kill_changes_no_byte(tmp_path, tiny_random_model, monkeypatch, settin
 # What a training calls on its way to the disk, and in which of the calls it is killed.
 MOMENTS = [
     ("the optimizer of the third checkpoint is written", torch, "save", 10, 2),
-    ("a checkpoint is whole and has no marker", "selfreward.training.files", "write_sealed", 2, 1),
+    ("a checkpoint is whole and has no marker", "selfreward.training.whole_folder", "write_sealed", 2, 1),
     ("the checkpoint before it is removed", shutil, "rmtree", 2, 3),
-    ("what was trained is whole and has no marker", "selfreward.training.files", "write_sealed", 6, 5),
+    ("what was trained is whole and has no marker", "selfreward.training.whole_folder", "write_sealed", 6, 5),
     ("the last checkpoint is removed", shutil, "rmtree", 5, "merge"),
     ("the model gets its name", os, "replace", -1, "merge"),
     ("the adapter is copied", shutil, "copyfile", 1, "merge"),
@@ -214,10 +214,10 @@ from pathlib import Path
 from selfreward import stopping
 from selfreward.errors import Stopped
 from selfreward.launchers import leave_group
-from selfreward.rundir import Run
+from selfreward.run.run import Run
 from selfreward.training.dpo import train_iteration
 
-class InStep3(stopping.Stop):
+class InStep3(shutdown.Stop):
     steps = 0
 
     @property
@@ -227,14 +227,14 @@ class InStep3(stopping.Stop):
 
 undisturbed, run = map(Run.open, sys.argv[2:])
 train_iteration(undisturbed, 1)
-before = stopping.stop
+before = shutdown.stop
 if os.environ["RANK"] == "1":
-    stopping.stop = InStep3()
+    shutdown.stop = InStep3()
 try:
     train_iteration(run, 1)
 except Stopped as error:
     (Path(sys.argv[1]) / os.environ["RANK"]).write_text(str(error))
-stopping.stop = before
+shutdown.stop = before
 train_iteration(run, 1)
 leave_group()
 """

@@ -9,8 +9,8 @@ import pytest
 
 from selfreward.judges import mean_scores
 from selfreward.judges.verifier import VerifierJudge
+from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.records import Judgement, Prompt, Response
-from selfreward.settings.judge import JudgeSettings
 
 QUESTION = [{"role": "user", "content": "How many?"}]
 THREE = {"type": "object", "properties": {"n": {"const": 3}}, "required": ["n"]}

@@ -6,11 +6,12 @@ from collections import Counter
 from importlib import resources
 
 import pytest
+from tiny_world import make_data
+from tiny_world.pretrain import build_tokenizer
 
 from selfreward.judges.additive import AdditiveJudge
-from selfreward.settings.judge import JudgeSettings
-from selfreward.tiny import data, world
-from selfreward.tiny.pretrain import build_tokenizer
+from selfreward.recipe.judge_settings import JudgeSettings
+from selfreward.tiny import world
 from selfreward.tiny.world import Task
 
 TASK = Task("animals", 3, "alphabetical", "starting with", "bear")
@@ -57,10 +58,10 @@ def test_another_instruction_is_refused():
 
 
 def test_shipped_data_is_what_the_program_writes_and_its_labels_are_right(tmp_path):
-    data.write_data(tmp_path)
+    make_data.write_data(tmp_path)
     shipped = resources.files("selfreward.tiny") / "data"
     for path in tmp_path.iterdir():
-        assert (shipped / path.name).read_bytes() == path.read_bytes(), "run: python -m selfreward.tiny build"
+        assert (shipped / path.name).read_bytes() == path.read_bytes(), "run: make tiny"
     judge = AdditiveJudge(JudgeSettings())
     for name in ("eft.jsonl", "heldout_judging.jsonl"):
         rows = [json.loads(line) for line in (tmp_path / name).open()]
@@ -70,7 +71,7 @@ def test_shipped_data_is_what_the_program_writes_and_its_labels_are_right(tmp_pa
 
 
 def test_held_out_prompts_are_in_no_training_file(tmp_path):
-    data.write_data(tmp_path)
+    make_data.write_data(tmp_path)
     rows = {p.stem: [json.loads(line) for line in p.open()] for p in tmp_path.glob("*.jsonl")}
     texts = {name: {row.get("prompt") or row["instruction"] for row in rows[name]} for name in rows}
     seen = texts["ift"] | texts["eft"] | texts["prompts"] | texts["seeds"]

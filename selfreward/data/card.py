@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from selfreward import __version__
-from selfreward.settings.data import DataJob, EFTJob, IFTJob, JobSettings
-from selfreward.settings.filters import FilterSettings
-
-if TYPE_CHECKING:
-    from selfreward.data.job import Made
+from selfreward.data.made import Made
+from selfreward.recipe.data_settings import DataJob, EFTJob, IFTJob, JobSettings
+from selfreward.recipe.filter_settings import FilterSettings
 
 # What a title stands for: how the rows came to be, the paper, and what its own readers should know.
 KINDS: dict[str, tuple[str, str, str]] = {

@@ -12,15 +12,14 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
 
-from selfreward import registry
 from selfreward.data.ranked import RankedPrompt, prompt_key
 from selfreward.engines.base import Sampler
 from selfreward.judges import Judge
-from selfreward.judges.scores import read_score
-from selfreward.prompts.seed_data import Graded
-from selfreward.records import Judgement, Prompt, Record, Response, content_id, derive_seed
-from selfreward.settings.eft import EFTSettings
-from selfreward.settings.judge import JudgeSettings
+from selfreward.recipe import registry
+from selfreward.recipe.eft_settings import EFTSettings
+from selfreward.recipe.judge_settings import JudgeSettings
+from selfreward.records import Graded, Judgement, Prompt, Record, Response, content_id, derive_seed
+from selfreward.text.scores import read_score
 
 # Prompts that are judged before it is looked whether the judge can be read at all.
 FIRST = 50

@@ -11,40 +11,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from selfreward.data.card import card
-from selfreward.durable import write_bytes, write_sealed
-from selfreward.fingerprint import changes, settings_of
-from selfreward.journal import Journal, JournaledEngine
-from selfreward.lock import NAME as LOCK
-from selfreward.lock import RunLock
-from selfreward.pool import Pool
-from selfreward.progress import console, in_words
-from selfreward.records import Record, json_line
-from selfreward.rundir import JOURNAL, StageFolder
-from selfreward.settings.data import JobSettings
-from selfreward.settings.engine import ModelSettings
-from selfreward.stages import Summary
-from selfreward.stages.gather import gather_each
+from selfreward.data.made import Made
+from selfreward.engines.concurrency import gather_each
+from selfreward.engines.journaled import JournaledEngine
+from selfreward.engines.replica_pool import Pool
+from selfreward.recipe.data_settings import JobSettings
+from selfreward.recipe.engine_settings import ModelSettings
+from selfreward.records import json_line
+from selfreward.run.fingerprint import changes, settings_of
+from selfreward.run.folders import JOURNAL, StageFolder
+from selfreward.run.journal import Journal
+from selfreward.run.stages import Summary
+from selfreward.runtime.atomic import write_bytes, write_sealed
+from selfreward.runtime.lock import NAME as LOCK
+from selfreward.runtime.lock import RunLock
+from selfreward.runtime.progress import console, in_words
 
 FOLDER, SETTINGS, CARD = "data", "settings.json", "README.md"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a job made: rows by split, records of what was left out, and figures."""
-
-    splits: Mapping[str, Sequence[Row]]
-    figures: Summary
-    removed: Sequence[Record] = ()
-    origins: Sequence[tuple[str, str]] = ()  # what the card says of where it is from, besides settings
 
 
 class Bench:

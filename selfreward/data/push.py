@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from selfreward.data.job import FOLDER
-from selfreward.rundir import MARKER, StageFolder
+from selfreward.run.folders import MARKER, StageFolder
 
 PRIVATE = f"{FOLDER}/removed.jsonl"  # it may hold what a filter for personal data took out
 

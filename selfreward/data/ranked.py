@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from selfreward.prompts.files import BadRow, Row
+from selfreward.prompts.row_files import BadRow, Row
 from selfreward.prompts.rows import Rows, brief, mapped, optional_text, text_of
+from selfreward.recipe.prompt_settings import RowSettings
 from selfreward.records import content_id
-from selfreward.settings.prompts import RowSettings
 
 ROLES = ("prompter", "assistant")
 LARGEST = 1e15  # of ranks and scores; beyond it neighbours can't be told apart

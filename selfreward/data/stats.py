@@ -11,9 +11,9 @@ from typing import Any
 from selfreward.data.job import rows_of
 from selfreward.evaluation.diversity import diversity
 from selfreward.prompts.dataset import read_tasks
+from selfreward.recipe.filter_settings import EmbeddingSettings
+from selfreward.recipe.prompt_settings import RowSettings
 from selfreward.records import Task
-from selfreward.settings.filters import EmbeddingSettings
-from selfreward.settings.prompts import RowSettings
 
 SEED = 0  # of the samples that diversity is measured on
 FREQUENT = 10

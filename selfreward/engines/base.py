@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from selfreward import registry
+from selfreward.recipe import registry
+from selfreward.recipe.engine_settings import EngineSettings, ModelSettings, SamplingSettings
 from selfreward.records import FinishReason, Message
-from selfreward.settings.engine import EngineSettings, ModelSettings, SamplingSettings
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from selfreward.chat import ChatEncoder, load_tokenizer, model_errors
 from selfreward.engines.base import Completion, SamplingParams
+from selfreward.text.chat import ChatEncoder, load_tokenizer, model_errors
 
 if TYPE_CHECKING:
+    from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
     from selfreward.records import Message
-    from selfreward.settings.engine import EngineSettings, ModelSettings
 
 _ONLY_RATES = "the classifier engine serves a reward model, which generates nothing. Use it in judge.engine, and "
 _NO_NEXT_TURN = "{%- set add_generation_prompt = false -%}"

@@ -12,13 +12,13 @@ from openai import AsyncOpenAI
 from pydantic import AfterValidator, BaseModel, Field
 
 from selfreward.engines.base import TOO_LONG, Completion, SamplingParams, no_reward_model
+from selfreward.engines.concurrency import run_coroutine
 from selfreward.engines.server import BadRequest, Server
-from selfreward.settings.engine import OpenAISettings
-from selfreward.stages.gather import run_coroutine
+from selfreward.recipe.engine_settings import OpenAISettings
 
 if TYPE_CHECKING:
+    from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
     from selfreward.records import FinishReason, Message
-    from selfreward.settings.engine import EngineSettings, ModelSettings
 
 # OpenAI has a code for it, other servers only the sentence.
 CONTEXT_LENGTH = re.compile(r"context[ _]?(length|size|window)|prompt is too long", re.IGNORECASE)

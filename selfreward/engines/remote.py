@@ -15,14 +15,14 @@ from queue import SimpleQueue
 from selectors import EVENT_READ, DefaultSelector
 from typing import Any, Protocol
 
-from selfreward.durable import write_all
 from selfreward.engines.base import Completion, SamplingParams
 from selfreward.engines.pending import Pending
 from selfreward.engines.worker import BEAT, Answer, Request
 from selfreward.errors import EngineDied
+from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.records import Message
-from selfreward.settings.engine import EngineSettings, ModelSettings
-from selfreward.stopping import stop
+from selfreward.runtime.atomic import write_all
+from selfreward.runtime.shutdown import stop
 
 # Seconds that a worker has to end in after it was asked to.
 END = 20.0

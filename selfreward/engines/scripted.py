@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from selfreward.engines.base import Completion, SamplingParams, no_reward_model
+from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.records import Message
-from selfreward.settings.engine import EngineSettings, ModelSettings
 
 Script = Callable[[str, str, int], str | Completion]
 

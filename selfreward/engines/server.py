@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI
 from pydantic import BaseModel, ValidationError
 
-from selfreward.progress import console
+from selfreward.runtime.progress import console
 
 if TYPE_CHECKING:
     from httpx2 import Response
 
-    from selfreward.settings.engine import OpenAISettings
+    from selfreward.recipe.engine_settings import OpenAISettings
 
 Answer = TypeVar("Answer", bound=BaseModel)
 # The client insists on a key, a local server asks for none.

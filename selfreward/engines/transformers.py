@@ -18,12 +18,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from selfreward.chat import ChatEncoder, load_tokenizer
 from selfreward.engines.base import TOO_LONG, Completion, SamplingParams, no_reward_model
+from selfreward.text.chat import ChatEncoder, load_tokenizer
 
 if TYPE_CHECKING:
+    from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
     from selfreward.records import Message
-    from selfreward.settings.engine import EngineSettings, ModelSettings
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,16 +23,16 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.metrics.reader import Counter
 
-from selfreward.chat import ChatEncoder, load_tokenizer
 from selfreward.engines import vllm_core
 from selfreward.engines.base import TOO_LONG, Completion, SamplingParams, no_reward_model
 from selfreward.errors import EngineDied
+from selfreward.text.chat import ChatEncoder, load_tokenizer
 
 if TYPE_CHECKING:
     from vllm.logprobs import Logprob
 
+    from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
     from selfreward.records import FinishReason, Message
-    from selfreward.settings.engine import EngineSettings, ModelSettings
 
 # Other formats of weights than safetensors can run code when they are loaded.
 DEFAULTS: dict[str, Any] = {"load_format": "safetensors", "disable_log_stats": True, "use_tqdm_on_load": False}

@@ -23,7 +23,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor.multiproc_executor import WorkerProc
 
 from selfreward.errors import EngineDied
-from selfreward.stopping import end_with_parent
+from selfreward.runtime.shutdown import end_with_parent
 
 T = TypeVar("T")
 

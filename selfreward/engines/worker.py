@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from selfreward.engines.base import Engine, SamplingParams, start_here
 from selfreward.errors import EngineDied
-from selfreward.gpus import see
-from selfreward.recipe_file import STORED
-from selfreward.settings.engine import EngineSettings, ModelSettings
+from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
+from selfreward.recipe.loader import STORED
+from selfreward.runtime.gpus import see
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Queue
@@ -128,3 +128,7 @@ def main() -> None:
     if devices := [int(device) for device in sys.argv[1:]]:
         see(devices, os.environ)
     asyncio.run(_serve(_Lines()))
+
+
+if __name__ == "__main__":
+    main()

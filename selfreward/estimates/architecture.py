@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfreward.chat import model_errors
-from selfreward.disk import BYTES_A_WEIGHT
-from selfreward.settings.engine import ModelSettings
+from selfreward.estimates.disk import BYTES_A_WEIGHT
+from selfreward.recipe.engine_settings import ModelSettings
+from selfreward.text.chat import model_errors
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfreward.config import edited_recipe
 from selfreward.estimates.machine import GIB
-from selfreward.estimates.outline import Outline
-from selfreward.estimates.training import Training
-from selfreward.training.batch import ACCUMULATION, PER_DEVICE
+from selfreward.estimates.run_estimate import Outline
+from selfreward.estimates.training_memory import Training
+from selfreward.launchers.batch import ACCUMULATION, PER_DEVICE
+from selfreward.recipe.recipe import edited_recipe
 
 # What an engine holds on a GPU while it sleeps: its CUDA context, and some buffers.
 ASLEEP = int(1.5 * GIB)

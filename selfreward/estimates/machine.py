@@ -111,7 +111,7 @@ def _gpu(name: str | None, memory: int | None) -> Device:
 
 def _here() -> tuple[int, Device]:
     """How many GPUs this machine has, and one of them; its CPU if it has none."""
-    from selfreward.gpus import num_gpus
+    from selfreward.runtime.gpus import num_gpus
 
     num = num_gpus()
     if not num:

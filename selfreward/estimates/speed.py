@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from selfreward.config import Recipe
-from selfreward.disk import BYTES_A_WEIGHT
 from selfreward.estimates.architecture import Architecture
+from selfreward.estimates.disk import BYTES_A_WEIGHT
 from selfreward.estimates.machine import Device
-from selfreward.estimates.serving import Serving
-from selfreward.estimates.training import Training
-from selfreward.estimates.work import Requests
+from selfreward.estimates.requests import Requests
+from selfreward.estimates.serving_memory import Serving
+from selfreward.estimates.training_memory import Training
+from selfreward.recipe.recipe import Recipe
 
 # Shares of the device's figures that are taken to be reached.
 OF_BANDWIDTH, OF_FLOPS_READING, OF_FLOPS_TRAINING = 0.6, 0.5, 0.4

@@ -11,9 +11,9 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from selfreward.evaluation.roots import roots
+from selfreward.evaluation.root_verb_noun import roots
 from selfreward.prompts.filters.texts import ngrams, words
-from selfreward.settings.filters import EmbeddingSettings
+from selfreward.recipe.filter_settings import EmbeddingSettings
 
 SAMPLE = 1000
 # Shares of what is distinct fall with the amount of text: they are means over windows of so many n-grams or roots.
@@ -30,7 +30,7 @@ def diversity(
     """Figures of instructions; what can't be said of so few texts is left out.
 
     - ``distinct_1``, ``distinct_2``: unique words and pairs of words beside all (arXiv 1510.03055).
-    - ``distinct_roots``: unique pairs of a root verb and noun (:mod:`selfreward.evaluation.roots`) beside all, and
+    - ``distinct_roots``: unique pairs of a root verb and noun (:mod:`selfreward.evaluation.root_verb_noun`) beside all, and
       ``rooted``, the share of texts in which there is one.
     - ``self_bleu``: mean sentence BLEU of a text against the others, 0 to 100, higher being less diverse
       (arXiv 1802.01886). It grows with the number of texts up to 100, where the sample ends.

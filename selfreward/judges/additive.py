@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from selfreward.engines import Sampler, SamplingParams
 from selfreward.judges.base import Example, make_judgement, mean_scores
 from selfreward.judges.reference import Reference
-from selfreward.judges.scores import read_score
-from selfreward.judges.template import Template
-from selfreward.prompts.seed_data import Graded
-from selfreward.records import Judgement, Message, Prompt, Response, derive_seed
-from selfreward.settings.judge import JudgeSettings
+from selfreward.recipe.judge_settings import JudgeSettings
+from selfreward.records import Graded, Judgement, Message, Prompt, Response, derive_seed
+from selfreward.text.prompt_template import Template
+from selfreward.text.scores import read_score
 
 
 class AdditiveJudge:

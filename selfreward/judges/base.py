@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from selfreward.engines import Completion, Sampler
-from selfreward.prompts.seed_data import Graded
-from selfreward.records import Judgement, Message, Prompt, Response, content_id
-from selfreward.settings.judge import JudgeSettings
+from selfreward.recipe.judge_settings import JudgeSettings
+from selfreward.records import Graded, Judgement, Message, Prompt, Response, content_id
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from selfreward import strict_yaml
-from selfreward.recipe_file import shown, suggest
-from selfreward.settings.base import Settings
+from selfreward.recipe import strict_yaml
+from selfreward.recipe.base import Settings
+from selfreward.recipe.loader import shown, suggest
 
 _FORM = "Write a list whose items are {name: accuracy, description: All that it says is true., weight: 2}"
 

@@ -16,14 +16,13 @@ from selfreward.engines import Completion, Sampler, SamplingParams
 from selfreward.judges.base import Example, make_judgement
 from selfreward.judges.bradley_terry import strengths_by_id
 from selfreward.judges.criteria import describe, read_criteria
-from selfreward.judges.expected import labels, mean_of, refuse_votes, shown
+from selfreward.judges.expected_score import labels, mean_of, refuse_votes, shown
 from selfreward.judges.matches import Meeting, Swiss, each_two, random_rounds
 from selfreward.judges.reference import Reference
-from selfreward.judges.template import Template
 from selfreward.judges.verdicts import TIE, Match, matches, read_verdict
-from selfreward.prompts.seed_data import Graded
-from selfreward.records import Judgement, Message, Prompt, Response, derive_seed
-from selfreward.settings.judge import JudgeSettings
+from selfreward.recipe.judge_settings import JudgeSettings
+from selfreward.records import Graded, Judgement, Message, Prompt, Response, derive_seed
+from selfreward.text.prompt_template import Template
 
 
 class PairwiseJudge:

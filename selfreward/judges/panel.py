@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from selfreward import registry
 from selfreward.engines.base import Sampler
 from selfreward.judges.base import Example, Judge
 from selfreward.judges.ensemble import combine
-from selfreward.prompts.seed_data import Graded
-from selfreward.records import Judgement, Prompt, Response, derive_seed
-from selfreward.settings.judge import JudgeSettings, MemberSettings, PanelSettings
+from selfreward.recipe import registry
+from selfreward.recipe.judge_settings import JudgeSettings, MemberSettings, PanelSettings
+from selfreward.recipe.recipe import Recipe
+from selfreward.records import Graded, Judgement, Prompt, Response, derive_seed
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,11 @@ class Panel:
     def examples(self, graded: Sequence[Graded]) -> list[Example]:
         """Judging data as each judge's prompt is trained with it."""
         return [example for seat in self.seats for example in seat.judge.examples(graded)]
+
+
+def panel_of(recipe: Recipe) -> Panel:
+    """The judges of a recipe. Raises ValueError for a name or settings that don't work."""
+    return Panel(recipe.judge)
 
 
 def _seats(settings: PanelSettings) -> list[Seat]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from selfreward.engines import Sampler, SamplingParams
+from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.records import Prompt
-from selfreward.settings.judge import JudgeSettings
 
 
 class Reference:

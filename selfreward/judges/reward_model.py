@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from selfreward.engines import Sampler
 from selfreward.judges.base import Example, mean_scores
 from selfreward.judges.single import one_judgement, refuse_settings
-from selfreward.prompts.seed_data import Graded
-from selfreward.records import Judgement, Prompt, Response
-from selfreward.settings.judge import JudgeSettings
+from selfreward.recipe.judge_settings import JudgeSettings
+from selfreward.records import Graded, Judgement, Prompt, Response
 
 
 class RewardModelJudge:

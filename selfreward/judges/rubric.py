@@ -12,11 +12,10 @@ from selfreward.engines import Sampler, SamplingParams
 from selfreward.judges.base import Example, make_judgement, mean_scores
 from selfreward.judges.criteria import Criterion, describe, read_criteria
 from selfreward.judges.reference import Reference
-from selfreward.judges.scores import announced, read_score
-from selfreward.judges.template import Template
-from selfreward.prompts.seed_data import Graded
-from selfreward.records import Judgement, Message, Prompt, Response, derive_seed
-from selfreward.settings.judge import JudgeSettings
+from selfreward.recipe.judge_settings import JudgeSettings
+from selfreward.records import Graded, Judgement, Message, Prompt, Response, derive_seed
+from selfreward.text.prompt_template import Template
+from selfreward.text.scores import announced, read_score
 
 
 class RubricJudge:

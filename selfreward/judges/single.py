@@ -7,9 +7,9 @@ from typing import Any
 
 from selfreward.engines import Completion
 from selfreward.judges.base import make_judgement
-from selfreward.recipe_file import shown
+from selfreward.recipe.judge_settings import JudgeSettings
+from selfreward.recipe.loader import shown
 from selfreward.records import Judgement, Response, derive_seed
-from selfreward.settings.judge import JudgeSettings
 
 
 def refuse_settings(settings: JudgeSettings, names: Sequence[str]) -> None:

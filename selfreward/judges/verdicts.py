@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from selfreward.judges.scores import announced
 from selfreward.records import Judgement, Preference
+from selfreward.text.scores import announced
 
 # A line that announces a verdict, whatever Markdown surrounds the word.
 VERDICT_LINE = re.compile(r"^[ \t*_#-]*(final )?verdict[ \t*_]*:(?P<rest>.*)$", re.ASCII | re.IGNORECASE | re.MULTILINE)

@@ -10,14 +10,13 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from selfreward import registry
 from selfreward.engines import Sampler
 from selfreward.judges.base import Example, mean_scores
 from selfreward.judges.single import one_judgement, refuse_settings
-from selfreward.prompts.seed_data import Graded
-from selfreward.recipe_file import shown
-from selfreward.records import Judgement, Prompt, Response
-from selfreward.settings.judge import JudgeSettings
+from selfreward.recipe import registry
+from selfreward.recipe.judge_settings import JudgeSettings
+from selfreward.recipe.loader import shown
+from selfreward.records import Graded, Judgement, Prompt, Response
 
 Verifier = Callable[..., float | bool | None]
 

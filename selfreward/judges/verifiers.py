@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from selfreward.recipe.base import PositiveInt, Settings
 from selfreward.records import Prompt
-from selfreward.settings.base import PositiveInt, Settings
 
 # No exponent and no endless digits: a model writes these, and "1e999999999" would fill the memory.
 _NUMBER = re.compile(

@@ -6,15 +6,14 @@ import asyncio
 from collections.abc import Sequence
 from itertools import product
 
-from selfreward.chat import NotAToken
 from selfreward.engines import Completion, Sampler
 from selfreward.judges.base import Example, make_judgement, mean_scores
-from selfreward.judges.expected import labels, mean_of, refuse_votes, shown
+from selfreward.judges.expected_score import labels, mean_of, refuse_votes, shown
 from selfreward.judges.reference import Reference
-from selfreward.judges.template import Template
-from selfreward.prompts.seed_data import Graded
-from selfreward.records import Judgement, Message, Prompt, Response, derive_seed
-from selfreward.settings.judge import JudgeSettings
+from selfreward.recipe.judge_settings import JudgeSettings
+from selfreward.records import Graded, Judgement, Message, Prompt, Response, derive_seed
+from selfreward.text.chat import NotAToken
+from selfreward.text.prompt_template import Template
 
 # The words for yes, and those for no: as many as the vocabulary has as single tokens.
 WORDINGS = tuple(product((("Yes", "yes"), ("Yes",), ("yes",)), (("No", "no"), ("No",), ("no",))))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import signal
 import socket
@@ -18,26 +17,11 @@ from typing import Protocol
 
 from selfreward.engines.remote import Link
 from selfreward.launchers.layout import Place
-from selfreward.plan import Step
-from selfreward.stopping import end_with_parent, stop
+from selfreward.run.plan import Step
+from selfreward.runtime.ranks import has_agent
+from selfreward.runtime.shutdown import end_with_parent, stop
 
 LOOK = 0.2  # seconds between two looks at the processes of a training
-# What torchrun, accelerate and MPI tell the processes that they start. A process that is none of theirs would take
-# itself for one of several by them: vLLM does (vllm#3088).
-_OF_RANKS = re.compile(
-    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|(GROUP|ROLE)_(RANK|NAME|WORLD_SIZE)|MASTER_(ADDR|PORT)|"
-    r"(TORCHELASTIC|ACCELERATE|FSDP|PMI|PMIX|OMPI|MV2|MPI)_\w+"
-)
-
-
-def of_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables by which a launcher of several processes tells each which one it is."""
-    return {name: value for name, value in environment.items() if _OF_RANKS.fullmatch(name)}
-
-
-def clean(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment without :func:`of_ranks`."""
-    return {name: value for name, value in environment.items() if not _OF_RANKS.fullmatch(name)}
 
 
 def end_with_agent() -> None:
@@ -46,13 +30,13 @@ def end_with_agent() -> None:
     An agent puts each rank in a session of its own: what kills the agent's process group leaves the ranks, which wait
     for each other for ever and keep their memory.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if has_agent():
         end_with_parent()
 
 
 def worker_command(place: Place) -> list[str]:
     """What serves an engine on a node."""
-    return [sys.executable, "-m", "selfreward.engines", *map(str, place.devices)]
+    return [sys.executable, "-m", "selfreward.engines.worker", *map(str, place.devices)]
 
 
 class Gang(Protocol):
@@ -154,7 +138,7 @@ class Training:
 def wait(gang: Gang) -> int | None:
     """The exit status once all processes have ended, or None if the grace period was over before; then none is left.
 
-    That they are to stop they learn from the run's lock (:func:`selfreward.lock.watch_holder`), on every node and
+    That they are to stop they learn from the run's lock (:func:`selfreward.runtime.lock.watch_holder`), on every node and
     within a second: torchrun kills its ranks 30 seconds after a signal, and srun at once.
     """
     try:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from selfreward.config import Recipe
-from selfreward.settings.engine import EngineSettings
-from selfreward.settings.launch import LaunchSettings
+from selfreward.recipe.engine_settings import EngineSettings
+from selfreward.recipe.launch_settings import LaunchSettings
+from selfreward.recipe.recipe import Recipe
 
 # vLLM's options whose product is the number of GPUs that one copy of a model is on.
 SPLITS = ("tensor_parallel_size", "pipeline_parallel_size")

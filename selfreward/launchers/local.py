@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Mapping
 
 from selfreward.engines.remote import Link, ProcessLink
-from selfreward.launchers.base import Gang, ProcessGang, Training, clean, worker_command
+from selfreward.launchers.base import Gang, ProcessGang, Training, worker_command
 from selfreward.launchers.layout import Place
+from selfreward.runtime.ranks import without_ranks
 
 
 class Local:
@@ -20,7 +21,7 @@ class Local:
         self.apart, self.gpus = apart, gpus
 
     def link(self, name: str, place: Place, stall_timeout: float, log: Callable[[str], None]) -> Link:
-        return ProcessLink(name, worker_command(place), clean(os.environ), stall_timeout, log)
+        return ProcessLink(name, worker_command(place), without_ranks(os.environ), stall_timeout, log)
 
     def gang(self, training: Training, environment: Mapping[str, str]) -> Gang:
-        return ProcessGang(training.command(), {**clean(os.environ), **environment})
+        return ProcessGang(training.command(), {**without_ranks(os.environ), **environment})

@@ -10,8 +10,9 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfreward.progress import console
-from selfreward.secrets import redact
+from selfreward.runtime import ranks
+from selfreward.runtime.progress import console
+from selfreward.runtime.redact import redact
 
 FOLDER = "logs"
 # Where torchrun wants to be told of an error.
@@ -63,7 +64,7 @@ def report(error: BaseException) -> None:
     if path and not os.path.exists(path):
         words = redact(f"{type(error).__name__}: {error}")
         where = redact("".join(traceback.format_exception(error)))
-        extra = {"py_callstack": where, "timestamp": str(int(time.time())), "rank": os.environ.get("RANK", "0")}
+        extra = {"py_callstack": where, "timestamp": str(int(time.time())), "rank": str(ranks.rank())}
         Path(path).write_text(json.dumps({"message": {"message": words, "extraInfo": extra}}), encoding="utf-8")
 
 

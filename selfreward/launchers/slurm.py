@@ -8,8 +8,9 @@ import subprocess
 from collections.abc import Callable, Mapping
 
 from selfreward.engines.remote import Link, ProcessLink
-from selfreward.launchers.base import Gang, ProcessGang, Training, clean, free_port, in_shell, worker_command
+from selfreward.launchers.base import Gang, ProcessGang, Training, free_port, in_shell, worker_command
 from selfreward.launchers.layout import Place
+from selfreward.runtime.ranks import without_ranks
 
 # The shell of each node puts its number in.
 NODE = "${SLURM_NODEID}"
@@ -37,7 +38,7 @@ class Slurm:
     def link(self, name: str, place: Place, stall_timeout: float, log: Callable[[str], None]) -> Link:
         host = self.hosts[place.node]
         step = _step(f"--nodelist={host}", "--nodes=1", "--ntasks=1")
-        return ProcessLink(f"{name} on {host}", [*step, *worker_command(place)], clean(os.environ), stall_timeout, log)
+        return ProcessLink(f"{name} on {host}", [*step, *worker_command(place)], without_ranks(os.environ), stall_timeout, log)
 
     def gang(self, training: Training, environment: Mapping[str, str]) -> Gang:
         hosts = self.hosts[: training.nodes]
@@ -47,7 +48,7 @@ class Slurm:
             *("--ntasks-per-node=1", "--kill-on-bad-exit=1"),
         )
         command = in_shell(training.command(NODE, hosts[0], free_port()), NODE)
-        return _StepGang([*step, *command], {**clean(os.environ), **environment})
+        return _StepGang([*step, *command], {**without_ranks(os.environ), **environment})
 
 
 class _StepGang(ProcessGang):

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from selfreward.engines import Sampler, SamplingParams
-from selfreward.judges.scores import read_score
 from selfreward.prompts.base import Desk
 from selfreward.prompts.dataset import Document, counted, read_documents
 from selfreward.prompts.replies import failure, greedy, read_prompt, template
+from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Task
-from selfreward.settings.prompts import SourceSettings
+from selfreward.text.scores import read_score
 
 LOWEST, HIGHEST = 1, 5
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from selfreward.engines.base import Sampler
+from selfreward.engines.concurrency import gather_each
 from selfreward.prompts.filters.base import Filters
+from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Difficulty, Task, TemplateTrial, derive_seed
-from selfreward.settings.prompts import SourceSettings
-from selfreward.stages.gather import gather_each
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

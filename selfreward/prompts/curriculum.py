@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from selfreward.prompts.base import Desk
 from selfreward.prompts.dataset import check_rows, counted, read_tasks
 from selfreward.prompts.evol_instruct import Evolver
+from selfreward.recipe.prompt_settings import CurriculumSettings, PromptSettings, SourceSettings
 from selfreward.records import Difficulty, Task
-from selfreward.settings.prompts import CurriculumSettings, PromptSettings, SourceSettings
 
 
 class CurriculumSource:

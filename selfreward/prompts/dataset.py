@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
-from selfreward.config import Recipe
 from selfreward.prompts.base import Desk
-from selfreward.prompts.files import BadRow, Row, name_of
 from selfreward.prompts.formats import tasks_of
+from selfreward.prompts.row_files import BadRow, Row, name_of
 from selfreward.prompts.rows import Rows, mapped, optional_text, text_of
+from selfreward.recipe.prompt_settings import PromptSettings, RowSettings, SourceSettings
+from selfreward.recipe.recipe import Recipe
 from selfreward.records import Prompt, Removal, Task, content_id
-from selfreward.settings.prompts import PromptSettings, RowSettings, SourceSettings
 
 Read = TypeVar("Read")
 # Of rows that are streamed, as many are looked at before a run begins.

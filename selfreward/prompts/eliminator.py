@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from selfreward.engines import Completion, Sampler
 from selfreward.prompts.replies import failure, greedy, template
+from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Task
-from selfreward.settings.prompts import SourceSettings
 
 # A shorter answer that says sorry is none.
 SORRY_WORDS = 80

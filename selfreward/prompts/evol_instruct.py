@@ -11,8 +11,8 @@ from selfreward.prompts.base import Desk
 from selfreward.prompts.dataset import counted, read_tasks
 from selfreward.prompts.eliminator import Eliminator, Failed, look_at_answer
 from selfreward.prompts.replies import failure, in_turn, read_prompt, template
+from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Message, Task
-from selfreward.settings.prompts import SourceSettings
 
 # In depth: add a constraint, deepen, concretise, more reasoning steps, complicate the input.
 DEPTH = ("constraint", "deepen", "concretise", "reasoning", "input")

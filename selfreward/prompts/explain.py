@@ -11,8 +11,8 @@ from selfreward.engines import SamplingParams
 from selfreward.prompts.base import Desk
 from selfreward.prompts.dataset import counted, read_tasks
 from selfreward.prompts.replies import TEMPLATES, failure, in_turn
+from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Task
-from selfreward.settings.prompts import SourceSettings
 
 
 class ExplainSource:

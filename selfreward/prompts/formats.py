@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from selfreward.prompts.files import BadRow, Row
+from selfreward.prompts.row_files import BadRow, Row
 from selfreward.prompts.rows import brief, mapped, named, optional_text, text_of
+from selfreward.recipe.prompt_settings import RowSettings
 from selfreward.records import Message, Task
-from selfreward.settings.prompts import RowSettings
 
 # Those that say what is asked; the first of them that a row has.
 ASKING = ("messages", "conversations", "prompt", "instruction")

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfreward.engines import Sampler
-from selfreward.prompts.author import SOURCE
 from selfreward.prompts.base import Desk
-from selfreward.prompts.labelled import Labels, input_of
+from selfreward.prompts.instruction_writer import SOURCE
 from selfreward.prompts.replies import failure, greedy, template
+from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Task
-from selfreward.settings.prompts import SourceSettings
+from selfreward.text.labelled import Labels, input_of
 
 # Examples from the seeds: so many of each kind for the question, so many tasks for instances.
 KIND_SHOTS, INSTANCE_SHOTS = 6, 4

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from selfreward import registry
 from selfreward.prompts.base import Desk, PromptSource
 from selfreward.prompts.dataset import check_rows
 from selfreward.prompts.filters.base import Filters
 from selfreward.prompts.self_instruct import SelfInstructSource
+from selfreward.recipe import registry
+from selfreward.recipe.prompt_settings import PartSettings, PromptSettings, SourceSettings
 from selfreward.records import Task, derive_seed
-from selfreward.settings.prompts import PartSettings, PromptSettings, SourceSettings
 
 
 class MixtureSource:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from selfreward.engines.base import Completion, SamplingParams
-from selfreward.judges.template import Template
-from selfreward.prompts.parsing import is_refusal
-from selfreward.settings.prompts import SourceSettings
+from selfreward.recipe.prompt_settings import SourceSettings
+from selfreward.text.lists import is_refusal
+from selfreward.text.prompt_template import Template
 
 Row = TypeVar("Row")
 TEMPLATES = Path(__file__).with_name("templates")

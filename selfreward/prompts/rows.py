@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from selfreward.prompts.files import BadRow, Row, has_lines, name_of, raw_rows
-from selfreward.recipe_file import shown
-from selfreward.settings.prompts import RowSettings
+from selfreward.prompts.row_files import BadRow, Row, has_lines, name_of, raw_rows
+from selfreward.recipe.loader import shown
+from selfreward.recipe.prompt_settings import RowSettings
 
 Item = TypeVar("Item")
 SHOWN = 10

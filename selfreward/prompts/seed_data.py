@@ -7,23 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from selfreward.prompts.files import BadRow, Row
 from selfreward.prompts.formats import ANSWERS, tasks_of
+from selfreward.prompts.row_files import BadRow, Row
 from selfreward.prompts.rows import Rows, optional_text, text_of
-from selfreward.records import Message
-from selfreward.settings.prompts import RowSettings
+from selfreward.recipe.prompt_settings import RowSettings
+from selfreward.records import Graded, Message
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Graded:
-    """A row of judging data: a response with its judgement, whose score is the label."""
-
-    prompt: str
-    response: str
-    judgement: str
-    reference: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Sequence
 from math import ceil
 
 from selfreward.engines import Sampler
-from selfreward.judges.template import Template
-from selfreward.progress import console
-from selfreward.prompts.author import SOURCE, Author
 from selfreward.prompts.base import Desk
 from selfreward.prompts.dataset import counted, read_tasks
 from selfreward.prompts.instances import InstanceWriter
+from selfreward.prompts.instruction_writer import SOURCE, Author
 from selfreward.prompts.template_search import TemplateSearch
+from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Task
-from selfreward.settings.prompts import SourceSettings
+from selfreward.runtime.progress import console
+from selfreward.text.prompt_template import Template
 
 
 class SelfInstructSource:

@@ -20,14 +20,14 @@ from dataclasses import replace
 from statistics import mean
 
 from selfreward.engines import Sampler, SamplingParams
-from selfreward.judges.scores import read_score
-from selfreward.judges.template import Template
-from selfreward.prompts.author import Author, Reply
 from selfreward.prompts.base import Desk
 from selfreward.prompts.filters.rouge import RougeIndex
+from selfreward.prompts.instruction_writer import Author, Reply
 from selfreward.prompts.replies import failure, greedy, template, unwrap
+from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Task, TemplateTrial, content_id
-from selfreward.settings.prompts import SourceSettings
+from selfreward.text.prompt_template import Template
+from selfreward.text.scores import read_score
 
 BEST_SCORE = 5
 _PLACE = re.compile(r"\{\w+\}")

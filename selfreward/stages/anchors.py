@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from selfreward.rundir import Run
-from selfreward.serving import Engines
-from selfreward.stages import Summary
+from selfreward.run.run import Run
+from selfreward.run.stages import Summary
+from selfreward.serving.engines import Engines
 from selfreward.stages.responses import sample_with
 
 

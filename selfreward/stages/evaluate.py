@@ -6,21 +6,22 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from selfreward import registry
 from selfreward.engines import Completion, Sampler, SamplingParams
+from selfreward.engines.concurrency import gather
+from selfreward.engines.journaled import JournaledEngine
 from selfreward.evaluation.agreement import agreement
 from selfreward.evaluation.canaries import canaries, canary_figures
-from selfreward.evaluation.responses import gain, summarize
-from selfreward.journal import Journal, JournaledEngine
+from selfreward.evaluation.held_out import gain, summarize
 from selfreward.judges import Panel
-from selfreward.judges.expected import labels
+from selfreward.judges.expected_score import labels
 from selfreward.prompts.dataset import read_held_out
-from selfreward.prompts.seed_data import Graded, read_graded
-from selfreward.records import Agreement, Judgement, Measurement, Prompt, Response, content_id, derive_seed
-from selfreward.rundir import Run
-from selfreward.serving import Engines
-from selfreward.stages import Summary
-from selfreward.stages.gather import gather
+from selfreward.prompts.seed_data import read_graded
+from selfreward.recipe import registry
+from selfreward.records import Agreement, Graded, Judgement, Measurement, Prompt, Response, content_id, derive_seed
+from selfreward.run.journal import Journal
+from selfreward.run.run import Run
+from selfreward.run.stages import Summary
+from selfreward.serving.engines import Engines
 from selfreward.stages.judgements import Job, Voting
 
 Scorer = Callable[[str, str], float]

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfreward.chat import ChatEncoder, load_tokenizer
-from selfreward.journal import Journal, JournaledEngine
+from selfreward.engines.concurrency import gather
+from selfreward.engines.journaled import JournaledEngine
 from selfreward.records import ImplicitReward, Prompt, Response
-from selfreward.rundir import Run
-from selfreward.serving import Engines
-from selfreward.stages import Summary
-from selfreward.stages.gather import gather
+from selfreward.run.journal import Journal
+from selfreward.run.run import Run
+from selfreward.run.stages import Summary
+from selfreward.serving.engines import Engines
+from selfreward.text.chat import ChatEncoder, load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from selfreward.journal import Journal, JournaledEngine, total
-from selfreward.judges import Panel, Seat
+from selfreward.engines.concurrency import gather
+from selfreward.engines.journaled import JournaledEngine, total
+from selfreward.engines.replica_pool import Pool
+from selfreward.judges import Seat, panel_of
 from selfreward.judges.verdicts import position_figures
 from selfreward.records import Judgement, Prompt, Response, by_prompt, derive_seed
-from selfreward.rundir import Run
-from selfreward.serving import Engines
-from selfreward.stages import Summary
-from selfreward.stages.gather import gather
+from selfreward.run.journal import Journal
+from selfreward.run.run import Run
+from selfreward.run.stages import Summary
+from selfreward.serving.engines import Engines
 from selfreward.stages.responses import anchors
 
 # Judgements before a low parse rate stops the stage in its middle.
@@ -56,7 +58,7 @@ class Voting:
 
     def __init__(self, run: Run, iteration: int, lenient: bool = False) -> None:
         self._run, self._iteration, self._lenient = run, iteration, lenient
-        self.panel = Panel(run.recipe.judge)
+        self.panel = panel_of(run.recipe)
         self._seen: defaultdict[str, list[Judgement]] = defaultdict(list)
 
     def jobs(self) -> list[Job]:
@@ -76,7 +78,7 @@ class Voting:
         found: defaultdict[tuple[int, str], list[Judgement]] = defaultdict(list)
         asked: list[JournaledEngine] = []
         for seats in self.panel.groups():
-            serving = engines.judge(seats[0], model)
+            serving = engine_of(seats[0], engines, model)
             engine = JournaledEngine(serving, journal, role(seats[0]))
             asked.append(engine)
 
@@ -124,6 +126,13 @@ class Voting:
                 "Train it with seed_data.eft, change judge.template, raise judge.max_tokens, judge with another "
                 "engine (judge.engine), or lower judge.min_parse_rate. What was judged is kept"
             )
+
+
+def engine_of(seat: Seat, engines: Engines, model: str) -> Pool:
+    """What a judge asks: the engine of the policy, whose model is ``model``, or the one that the recipe names."""
+    if seat.is_policy:
+        return engines.policy(model)
+    return engines.other(seat.settings.model, seat.settings.engine)
 
 
 def role(seat: Seat) -> str:

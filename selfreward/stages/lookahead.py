@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from selfreward.journal import Journal, JournaledEngine
+from selfreward.engines.journaled import JournaledEngine
 from selfreward.records import Prompt, Response, by_prompt
-from selfreward.rundir import Run
-from selfreward.serving import Engines
-from selfreward.stages import Summary
+from selfreward.run.journal import Journal
+from selfreward.run.run import Run
+from selfreward.run.stages import Summary
+from selfreward.serving.engines import Engines
 from selfreward.stages.judgements import Job, Voting, subjects, summarize
 from selfreward.stages.responses import Sampling
 from selfreward.stages.responses import summarize as summarize_responses

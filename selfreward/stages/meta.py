@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from selfreward.chat import ChatEncoder, load_tokenizer
-from selfreward.journal import JournaledEngine
+from selfreward.engines.concurrency import gather
+from selfreward.engines.journaled import JournaledEngine
 from selfreward.judges.additive import AdditiveJudge
-from selfreward.judges.meta import (
+from selfreward.judges.meta_judge import (
     Dispute,
     MetaJudge,
     higher_score_preferred,
@@ -17,14 +17,14 @@ from selfreward.judges.meta import (
     place_weights,
 )
 from selfreward.judges.verdicts import position_figures
+from selfreward.recipe.judge_settings import MetaSettings
 from selfreward.records import Judgement, Prompt, Rejection, Response, by_prompt, derive_seed
-from selfreward.rundir import Run
-from selfreward.selection import Outcome
-from selfreward.serving import Engines
-from selfreward.settings.judge import MetaSettings
-from selfreward.stages import Summary
-from selfreward.stages.gather import gather
+from selfreward.run.run import Run
+from selfreward.run.stages import Summary
+from selfreward.selection.pair_selectors import Outcome
+from selfreward.serving.engines import Engines
 from selfreward.stages.pairs import trainable
+from selfreward.text.chat import ChatEncoder, load_tokenizer
 
 
 def stage(run: Run, iteration: int, engines: Engines) -> Summary:

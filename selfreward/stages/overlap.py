@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from selfreward.journal import JournaledEngine
+from selfreward.engines.concurrency import gather
+from selfreward.engines.journaled import JournaledEngine
 from selfreward.records import Judgement, Prompt, Response, by_prompt
-from selfreward.rundir import Run
-from selfreward.serving import Engines
-from selfreward.stages import Summary, judgements, responses
-from selfreward.stages.gather import gather
+from selfreward.run.run import Run
+from selfreward.run.stages import Summary
+from selfreward.serving.engines import Engines
+from selfreward.stages import judgements, responses
 from selfreward.stages.judgements import Job
 
 Judged = tuple[list[Response], list[Judgement]]

@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from selfreward import registry
-from selfreward.chat import ChatEncoder, fits, load_tokenizer
-from selfreward.judges import Panel
-from selfreward.plan import names
+from selfreward.judges import panel_of
+from selfreward.recipe import registry
 from selfreward.records import (
     ImplicitReward,
     Judgement,
@@ -21,12 +19,24 @@ from selfreward.records import (
     Response,
     by_prompt,
 )
-from selfreward.refinement import agreeing, anchored, capped, compare, consistency, kept, margin, upgraded, wide
-from selfreward.rundir import Run
-from selfreward.selection import Outcome, Rules, Selector, tied, usable
-from selfreward.serving import Engines
-from selfreward.stages import Summary
+from selfreward.run.plan import names
+from selfreward.run.run import Run
+from selfreward.run.stages import Summary
+from selfreward.selection.pair_filters import (
+    agreeing,
+    anchored,
+    capped,
+    compare,
+    consistency,
+    kept,
+    margin,
+    upgraded,
+    wide,
+)
+from selfreward.selection.pair_selectors import Outcome, Rules, Selector, tied, usable
+from selfreward.serving.engines import Engines
 from selfreward.stages.implicit import rewards_of
+from selfreward.text.chat import ChatEncoder, fits, load_tokenizer
 
 
 def stage(run: Run, iteration: int, engines: Engines) -> Summary:
@@ -138,7 +148,7 @@ def scores_of(run: Run, iteration: int, lookahead: bool) -> dict[str, float]:
     Raises:
         ValueError: the recipe's judge can't be made.
     """
-    panel, judgements = Panel(run.recipe.judge), run.records("judgements", iteration, Judgement)
+    panel, judgements = panel_of(run.recipe), run.records("judgements", iteration, Judgement)
     if lookahead:
         beside = run.records("lookahead_judgements", iteration, Judgement)
         # A judge that compares has seen all responses again among those of the look-ahead model.
@@ -148,7 +158,7 @@ def scores_of(run: Run, iteration: int, lookahead: bool) -> dict[str, float]:
 
 def consistencies(run: Run, iteration: int) -> dict[str, float | None]:
     """How far M_t and M_{t-1} rank M_t's responses alike, by prompt id; None where that can't be told."""
-    panel = Panel(run.recipe.judge)
+    panel = panel_of(run.recipe)
     now = panel.scores(run.records("judgements", iteration, Judgement))
     before = panel.scores(run.records("previous_judgements", iteration, Judgement))
     groups = by_prompt(run.records("responses", iteration, Response))

@@ -6,22 +6,22 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean, pstdev
-from weakref import WeakKeyDictionary
 
-from selfreward import registry
+from selfreward.engines.journaled import JournaledEngine, total
+from selfreward.engines.replica_pool import Pool as EnginePool
 from selfreward.evaluation.diversity import diversity
-from selfreward.journal import Journal, JournaledEngine, total
-from selfreward.judges import Panel
-from selfreward.plan import keeps_tasks, reads_difficulty, reads_past, searches_templates
-from selfreward.pool import Pool as EnginePool
-from selfreward.progress import console
+from selfreward.judges import panel_of
 from selfreward.prompts.base import Desk, PromptSource
 from selfreward.prompts.filters.base import Filters
+from selfreward.recipe import registry
+from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Difficulty, Judgement, Prompt, R, Removal, Response, Task, TemplateTrial, by_prompt
-from selfreward.rundir import RECORDS, Run
-from selfreward.serving import Engines
-from selfreward.settings.prompts import SourceSettings
-from selfreward.stages import Summary
+from selfreward.run.journal import Journal
+from selfreward.run.plan import keeps_tasks, reads_difficulty, reads_past, searches_templates
+from selfreward.run.run import RECORDS, Run
+from selfreward.run.stages import Summary
+from selfreward.runtime.progress import console
+from selfreward.serving.engines import Engines
 
 
 @dataclass
@@ -31,10 +31,6 @@ class Pool:
     iteration: int  # the last one that is in it
     filters: Filters
     tasks: list[Task]
-
-
-# Kept while a run goes on, so that an iteration reads no more than the one before it.
-_pools: WeakKeyDictionary[Run, Pool] = WeakKeyDictionary()
 
 
 def stage(run: Run, iteration: int, engines: Engines) -> Summary:
@@ -72,7 +68,8 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
             folder.write("templates.jsonl", desk.trials)
     if reads_past(run.recipe):
         pool.tasks.extend(tasks)
-        _pools[run] = Pool(iteration, filters, pool.tasks)
+        # So that the next iteration reads no more than this one.
+        run.kept["prompts"] = Pool(iteration, filters, pool.tasks)
     first = _asked(run.records("prompts", 1, Prompt)) if iteration > 1 else ()
     figures = {
         "prompts": len(tasks),
@@ -135,7 +132,7 @@ def acceptance(filters: Filters) -> Summary:
 
 def _pool(run: Run, iteration: int) -> Pool:
     """What the iterations before this one made."""
-    kept = _pools.pop(run, None)
+    kept: Pool | None = run.kept.pop("prompts", None)
     if kept is not None and kept.iteration == iteration - 1:
         kept.filters.removed.clear()
         return kept
@@ -182,7 +179,7 @@ def _write_difficulty(run: Run, iteration: int) -> list[Difficulty]:
 
 def difficulty(run: Run, iteration: int) -> list[Difficulty]:
     """How M_t did on the prompts of an iteration, in their order, by the scores that its responses got."""
-    panel, settings = Panel(run.recipe.judge), run.recipe.prompts
+    panel, settings = panel_of(run.recipe), run.recipe.prompts
     scores = panel.scores(run.records("judgements", iteration, Judgement))
     responses = by_prompt(run.records("responses", iteration, Response))
     limits = [source.curriculum.solved for source in settings.sources if source.source == "curriculum"]

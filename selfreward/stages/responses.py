@@ -7,16 +7,17 @@ import json
 from collections.abc import Sequence
 from functools import partial
 
-from selfreward.durable import write_bytes
 from selfreward.engines import Sampler, SamplingParams
-from selfreward.journal import JournaledEngine
-from selfreward.judges.constitutional import Constitution, demonstrations
-from selfreward.plan import names
+from selfreward.engines.concurrency import gather
+from selfreward.engines.journaled import JournaledEngine
 from selfreward.records import Prompt, Response, by_prompt, content_id, derive_seed
-from selfreward.rundir import Run, StageFolder
-from selfreward.serving import Engines
-from selfreward.stages import Summary
-from selfreward.stages.gather import gather
+from selfreward.run.folders import StageFolder
+from selfreward.run.plan import names
+from selfreward.run.run import Run
+from selfreward.run.stages import Summary
+from selfreward.runtime.atomic import write_bytes
+from selfreward.serving.engines import Engines
+from selfreward.stages.revision import Constitution, demonstrations
 
 
 def stage(run: Run, iteration: int, engines: Engines) -> Summary:

@@ -5,9 +5,9 @@ Under ``accelerate launch`` every rank runs this function; the first one writes.
 
 from __future__ import annotations
 
-from selfreward.rundir import Run
-from selfreward.serving import Engines
-from selfreward.stages import Summary
+from selfreward.run.run import Run
+from selfreward.run.stages import Summary
+from selfreward.serving.engines import Engines
 
 
 def stage(run: Run, iteration: int, engines: Engines) -> Summary:

@@ -20,10 +20,10 @@ from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_model_param_count
 
-from selfreward import stopping
 from selfreward.errors import Stopped
-from selfreward.progress import console
-from selfreward.training.files import discard, mark, marked, require_room, size
+from selfreward.runtime import shutdown
+from selfreward.runtime.progress import console
+from selfreward.training.whole_folder import discard, mark, marked, require_room, size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
@@ -117,7 +117,7 @@ class Checkpoints(TrainerCallback):
 
     def _stop_asked(self) -> bool:
         """Whether any rank was asked to stop: all must stop in the same step."""
-        asked = torch.tensor(float(stopping.stop.requested), device=self._trainer.accelerator.device)
+        asked = torch.tensor(float(shutdown.stop.requested), device=self._trainer.accelerator.device)
         return bool(self._trainer.accelerator.reduce(asked, "sum") > 0)
 
     def _require_room(self, model: PreTrainedModel) -> None:

@@ -13,16 +13,16 @@ from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback,
 from transformers.integrations import TensorBoardCallback, unset_hf_deepspeed_config
 from transformers.trainer_pt_utils import get_model_param_count
 
-from selfreward.chat import model_errors
-from selfreward.gpus import has_gpu
-from selfreward.progress import track
+from selfreward.launchers.batch import shared_batch
 from selfreward.records import derive_seed
-from selfreward.rundir import Run
-from selfreward.training.batch import shared_batch
+from selfreward.run.run import Run
+from selfreward.runtime.gpus import has_gpu
+from selfreward.runtime.progress import track
+from selfreward.text.chat import model_errors
 from selfreward.training.checkpoints import Checkpoints
-from selfreward.training.files import discard, mark, marked, require_room
 from selfreward.training.finite import LOWER
 from selfreward.training.gather import save_trained
+from selfreward.training.whole_folder import discard, mark, marked, require_room
 
 FIGURES = ("rewards/accuracies", "rewards/margins")
 

@@ -17,11 +17,11 @@ from peft import LoraConfig
 from transformers.distributed.fsdp import is_fsdp_enabled
 from trl import DPOConfig
 
-from selfreward.chat import ChatEncoder, load_tokenizer
-from selfreward.durable import sync_tree
-from selfreward.plan import reference_of
-from selfreward.rundir import Run
-from selfreward.training.batch import BATCH, PER_DEVICE
+from selfreward.launchers.batch import BATCH, PER_DEVICE
+from selfreward.run.plan import reference_of
+from selfreward.run.run import Run
+from selfreward.runtime.atomic import sync_tree
+from selfreward.text.chat import ChatEncoder, load_tokenizer
 from selfreward.training.common import (
     arguments,
     checkpoints_folder,
@@ -32,12 +32,12 @@ from selfreward.training.common import (
     with_defaults,
 )
 from selfreward.training.consistency import COLUMN, ConsistentDPOTrainer
-from selfreward.training.files import discard
+from selfreward.training.examples import preference_rows, rows_by_source, split
 from selfreward.training.finite import FiniteDPOTrainer
 from selfreward.training.merge import merge_adapter, prove
 from selfreward.training.probes import NUM_TEXTS, probe_ids
 from selfreward.training.quantized import load_options, widen_adapter
-from selfreward.training.rows import preference_rows, rows_by_source, split
+from selfreward.training.whole_folder import discard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -22,17 +22,17 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 
-from selfreward.chat import load_tokenizer
-from selfreward.durable import sync, sync_tree
-from selfreward.handover import LogProbs, Probes, require_merged
 from selfreward.records import derive_seed
-from selfreward.rundir import Run
+from selfreward.run.run import Run
+from selfreward.runtime.atomic import sync, sync_tree
+from selfreward.serving.weight_check import LogProbs, Probes, require_merged
+from selfreward.text.chat import load_tokenizer
 from selfreward.training.common import load_alone
-from selfreward.training.files import discard, require_room
 from selfreward.training.finite import LOWER
 from selfreward.training.probes import log_probs
 from selfreward.training.rounding import round_stochastically
 from selfreward.training.weights import LazyModel, Weights, open_lazily, weighed, write_shards
+from selfreward.training.whole_folder import discard, require_room
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

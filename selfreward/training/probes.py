@@ -1,4 +1,4 @@
-"""Log-probabilities of a few texts under the models of a training (:mod:`selfreward.handover`)."""
+"""Log-probabilities of a few texts under the models of a training (:mod:`selfreward.serving.weight_check`)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from selfreward.handover import LogProbs
 from selfreward.records import Message
+from selfreward.serving.weight_check import LogProbs
 from selfreward.training.finite import LOWER
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from selfreward.config import Recipe
+from selfreward.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import Trainer

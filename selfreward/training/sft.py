@@ -9,11 +9,11 @@ import torch
 from datasets import Dataset
 from trl import SFTConfig
 
-from selfreward.chat import ChatEncoder, load_tokenizer
-from selfreward.judges import Panel
+from selfreward.judges import panel_of
+from selfreward.launchers.batch import BATCH, PER_DEVICE
 from selfreward.prompts.seed_data import read_demonstrations, read_graded
-from selfreward.rundir import Run
-from selfreward.training.batch import BATCH, PER_DEVICE
+from selfreward.run.run import Run
+from selfreward.text.chat import ChatEncoder, load_tokenizer
 from selfreward.training.common import (
     arguments,
     checkpoints_folder,
@@ -23,10 +23,10 @@ from selfreward.training.common import (
     trained_before,
     with_defaults,
 )
+from selfreward.training.examples import split
 from selfreward.training.finite import FiniteSFTTrainer
 from selfreward.training.merge import cast_trained, prove
 from selfreward.training.probes import probe_ids
-from selfreward.training.rows import split
 
 # Section 3.1.2: batch 16, cosine from 5.5e-6 to 1.1e-6, loss on the target tokens only.
 DEFAULTS: dict[str, Any] = {
@@ -97,7 +97,7 @@ def seed_rows(run: Run) -> list[dict[str, Any]]:
     rows = [_row(each.messages, each.response) for each in read_demonstrations(run.recipe.seed_data.ift)]
     if run.recipe.seed_data.eft is None:
         return rows
-    examples = Panel(run.recipe.judge).examples(read_graded(run.recipe.seed_data.eft))
+    examples = panel_of(run.recipe).examples(read_graded(run.recipe.seed_data.eft))
     return rows + [_row(example.messages, example.judgement) for example in examples]
 
 

@@ -24,12 +24,12 @@ from transformers.integrations import unset_hf_deepspeed_config
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from selfreward.chat import model_errors
+from selfreward.text.chat import model_errors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from selfreward.settings.engine import ModelSettings
+    from selfreward.recipe.engine_settings import ModelSettings
 
 # A shard is in memory while it is written.
 SHARD = "1GB"

@@ -21,7 +21,8 @@ from ray.util import get_node_ip_address
 from selfreward.engines.remote import END, ProcessLink
 from selfreward.engines.worker import BEAT, Answer, Request
 from selfreward.errors import EngineDied
-from selfreward.launchers.base import ProcessGang, clean, free_port
+from selfreward.launchers.base import ProcessGang, free_port
+from selfreward.runtime.ranks import without_ranks
 
 # What a shell of the driver says to the libraries of a run; Ray's own processes have the environment of `ray start`.
 _OURS = re.compile(
@@ -41,7 +42,7 @@ exec "$@" </dev/null 3<&-
 
 def ours(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables of the driver's environment that its processes on other nodes need."""
-    return {name: value for name, value in clean(environment).items() if _OURS.fullmatch(name)}
+    return {name: value for name, value in without_ranks(environment).items() if _OURS.fullmatch(name)}
 
 
 class _Host:
@@ -49,7 +50,7 @@ class _Host:
 
     def __init__(self, folder: str, environment: Mapping[str, str]) -> None:
         self._folder = folder
-        kept = {name: value for name, value in clean(os.environ).items() if name != _RAYS}
+        kept = {name: value for name, value in without_ranks(os.environ).items() if name != _RAYS}
         self.environment = {**kept, **environment}
         self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.ip = str(get_node_ip_address())  # type: ignore[no-untyped-call]

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Literal, Protocol
 
-from selfreward import registry
+from selfreward.recipe import registry
+from selfreward.recipe.filter_settings import FilterSettings
 from selfreward.records import Removal, Task
-from selfreward.settings.filters import FilterSettings
 
 
 @dataclass(frozen=True)
@@ -203,20 +201,6 @@ class Filters:
     def _prepare(self, tasks: Sequence[Task]) -> None:
         for _, each in (*self._of_instructions, *self._of_instances):
             each.prepare(tasks)
-
-
-def extra(module: str, name: str) -> ModuleType:
-    """A module of a library that a filter needs.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f'filter {name} needs {error.name}, which is not installed: pip install "selfreward[data]"'
-        ) from None
 
 
 def _first(task: Task, filters: Sequence[tuple[str, Filter]]) -> tuple[str, Finding] | None:

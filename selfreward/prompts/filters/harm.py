@@ -9,11 +9,12 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import Literal
 
-from selfreward import registry
-from selfreward.prompts.filters.base import Finding, extra
+from selfreward.prompts.filters.base import Finding
 from selfreward.prompts.filters.texts import parts, phrase_finder
+from selfreward.recipe import registry
+from selfreward.recipe.filter_settings import FilterSettings, PersonalDataSettings, ToxicitySettings
 from selfreward.records import Task
-from selfreward.settings.filters import FilterSettings, PersonalDataSettings, ToxicitySettings
+from selfreward.runtime.extras import optional
 
 
 class _OfText:
@@ -166,7 +167,8 @@ _ISSUED = re.compile(
 
 
 def _cards(settings: PersonalDataSettings) -> Finder:
-    luhn = extra("stdnum.luhn", "personal_data")
+    with optional("filter personal_data", "data"):
+        from stdnum import luhn
 
     def find(text: str) -> Iterator[str]:
         for found in _CARD.finditer(text):
@@ -181,7 +183,8 @@ _IBAN = re.compile(r"(?<![^\W_])[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}")
 
 
 def _ibans(settings: PersonalDataSettings) -> Finder:
-    iban = extra("stdnum.iban", "personal_data")
+    with optional("filter personal_data", "data"):
+        from stdnum import iban
 
     def find(text: str) -> Iterator[str]:
         for found in _IBAN.finditer(text):
@@ -201,7 +204,8 @@ _CALLED = re.compile(
 
 
 def _phones(settings: PersonalDataSettings) -> Finder:
-    phonenumbers = extra("phonenumbers", "personal_data")
+    with optional("filter personal_data", "data"):
+        import phonenumbers
     region = settings.region
     if region is not None and region not in phonenumbers.SUPPORTED_REGIONS:
         raise ValueError(

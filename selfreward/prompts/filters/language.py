@@ -7,9 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from selfreward.prompts.filters.base import Finding, extra
+from selfreward.prompts.filters.base import Finding
+from selfreward.recipe.filter_settings import FilterSettings
 from selfreward.records import Task
-from selfreward.settings.filters import FilterSettings
+from selfreward.runtime.extras import optional
 
 
 class Language:
@@ -47,5 +48,6 @@ class Language:
 
 @cache
 def _identifier() -> Any:
-    langid = extra("py3langid.langid", "language")
+    with optional("filter language", "data"):
+        from py3langid import langid
     return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from selfreward.prompts.filters.base import Finding, extra
+from selfreward.prompts.filters.base import Finding
 from selfreward.prompts.filters.texts import ngrams, words
+from selfreward.recipe.filter_settings import EmbeddingSettings, FilterSettings
 from selfreward.records import Task
-from selfreward.settings.filters import EmbeddingSettings, FilterSettings
+from selfreward.runtime.extras import optional
 
 if TYPE_CHECKING:
     from datasketch import MinHash
@@ -38,7 +39,8 @@ class NearByWords:
 
     def __init__(self, settings: FilterSettings, held_out: Path | None) -> None:
         """Raises ValueError where datasketch is missing."""
-        datasketch = extra("datasketch", "minhash")
+        with optional("filter minhash", "data"):
+            import datasketch
         self._settings = settings.minhash
         bands, rows = self._settings.bands
         self._empty = datasketch.MinHash(num_perm=bands * rows, seed=1)
@@ -150,7 +152,8 @@ def encoder(settings: EmbeddingSettings) -> Callable[[Sequence[str]], Vectors]:
         ValueError: sentence-transformers is missing, or can't load the model.
     """
     assert settings.model is not None, "the settings ask for a model where this is used"
-    sentence_transformers = extra("sentence_transformers", "embedding")
+    with optional("filter embedding", "data"):
+        import sentence_transformers
     from safetensors import SafetensorError
 
     try:

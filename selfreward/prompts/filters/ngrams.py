@@ -8,9 +8,9 @@ from typing import Literal
 
 from selfreward.prompts.filters.base import Finding
 from selfreward.prompts.filters.texts import ngrams, words
+from selfreward.recipe.filter_settings import FilterSettings
+from selfreward.recipe.prompt_settings import RowSettings
 from selfreward.records import Task
-from selfreward.settings.filters import FilterSettings
-from selfreward.settings.prompts import RowSettings
 
 
 class Novelty:

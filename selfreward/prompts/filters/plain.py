@@ -13,8 +13,8 @@ from typing import Literal
 
 from selfreward.prompts.filters.base import Finding
 from selfreward.prompts.filters.texts import phrase_finder
+from selfreward.recipe.filter_settings import FilterSettings
 from selfreward.records import Task, content_id
-from selfreward.settings.filters import FilterSettings
 
 
 class _OfInstructions:

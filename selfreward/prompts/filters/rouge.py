@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfreward.prompts.filters.base import Finding
+from selfreward.recipe.filter_settings import FilterSettings
 from selfreward.records import Task
-from selfreward.settings.filters import FilterSettings
 
 # Rounding must not take a text out of the candidates: its limit is so much higher, in words.
 SLACK = 1e-6

@@ -1,0 +1,1 @@
+"""What builds and measures the world of the quick start; the world itself is ``selfreward.tiny``."""
