@@ -46,7 +46,7 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/mypy
 
 docs: $(STAMP) ## rewrite docs/recipe.md from the settings
-	$(BIN)/python -m selfreward.reference > $(VENV)/recipe.md
+	$(BIN)/python -m selfreward.recipe.reference_docs > $(VENV)/recipe.md
 	mv $(VENV)/recipe.md docs/recipe.md
 
 lock: ## write what is installed to requirements/cpu.txt

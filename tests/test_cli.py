@@ -36,7 +36,8 @@ def test_the_version():
     "statement",
     [
         "import selfreward",
-        "from selfreward import config, records, rundir, selection, chat, registry, upstream",
+        "from selfreward import records\nfrom selfreward.recipe import recipe, registry, upstream\n"
+        "from selfreward.run import run\nfrom selfreward.selection import pair_selectors\nfrom selfreward.text import chat",
         "from selfreward.cli import app; from typer.testing import CliRunner; CliRunner().invoke(app, ['--help'])",
         "from selfreward.cli import app; from typer.testing import CliRunner; "
         f"r = CliRunner().invoke(app, ['check', '{RECIPE}']); assert r.exit_code == 0, r.output",

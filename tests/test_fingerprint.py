@@ -15,7 +15,7 @@ from selfreward.recipe import upstream
 from selfreward.recipe.engine_settings import ModelSettings
 from selfreward.recipe.loader import submodel
 from selfreward.recipe.recipe import Recipe
-from selfreward.run.fingerprint import NO_RESULT, NO_RESULT_OPTIONS, SETTINGS, reads
+from selfreward.run.fingerprint import NO_RESULT, NO_RESULT_OPTIONS, SETTINGS
 from selfreward.run.history import stale
 from selfreward.run.model_files import fetch, model_hash
 from selfreward.run.plan import Step
@@ -358,7 +358,7 @@ def test_a_setting_of_one_judge_is_read_by_the_right_stages(made: Path, setting:
 
     def settings(overrides: list[str]) -> dict[str, dict[str, object]]:
         run = Run(made.parent / "runs" / "test", selfreward.load_recipe(made, overrides))
-        return {f"{step.stage}/{step.iteration}": reads(run, step)["settings"] for step in steps}
+        return {f"{step.stage}/{step.iteration}": run.reads(step)["settings"] for step in steps}
 
     one, other = settings(before), settings(after)
     assert {name for name in one if one[name] != other[name]} == expected

@@ -11,7 +11,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from test_chat import BUILDERS, CHATML, CORPUS, byte_level, finish, user
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase
 
+import selfreward
 from selfreward.engines import Completion
 from selfreward.judges.additive import AdditiveJudge
 from selfreward.recipe.engine_settings import ModelSettings
@@ -240,15 +240,18 @@ def test_the_beginning_of_an_answer_is_data_as_well(tokenizer: PreTrainedTokeniz
         assert not control_ids(tokenizer, ids[len(before) :])
 
 
-TEMPLATES = resources.files("selfreward.judges") / "templates"
-PACKAGED = sorted(path.name.removesuffix(".txt") for path in TEMPLATES.iterdir())
+PACKAGED = {
+    path.stem: path
+    for room in ("judges", "stages")
+    for path in sorted((Path(selfreward.__file__).parent / room / "templates").iterdir())
+}
 CLOSING = re.compile(r"</[a-z]+(-[0-9]+)?>")
 
 
 def filled(name: str, **texts: str) -> str:
     """A packaged judge prompt, with a few words at the places that are not given."""
-    places = re.findall(r"\{(\w+)\}", (TEMPLATES / f"{name}.txt").read_text("utf-8"))
-    [message] = Template(name, None, ()).fill(**{**dict.fromkeys(places, "bear"), **texts})
+    places = re.findall(r"\{(\w+)\}", PACKAGED[name].read_text("utf-8"))
+    [message] = Template.read(PACKAGED[name], ()).fill(**{**dict.fromkeys(places, "bear"), **texts})
     return message["content"]
 
 
@@ -261,7 +264,7 @@ def plainly(text: str) -> str:
 
 def shown_places(name: str) -> list[str]:
     """The places of a template that hold what others wrote."""
-    text = (TEMPLATES / f"{name}.txt").read_text("utf-8")
+    text = PACKAGED[name].read_text("utf-8")
     return re.findall(r"<\w+>\n\{(\w+)\}\n</\w+>", text)
 
 
@@ -318,7 +321,7 @@ def test_ordinary_texts_leave_the_fences_alone() -> None:
 def test_a_template_without_fences_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "judge.txt"
     path.write_text("Is <response> good?\n---\n{response}\n---\n\nTo: {prompt}")
-    template = Template("additive", path, ("prompt", "response"))
+    template = Template.read(path, ("prompt", "response"))
     for text in all_attacks():
         [message] = template.fill(prompt="bear", response=text)
         assert message["content"] == f"Is <response> good?\n---\n{text}\n---\n\nTo: bear"
@@ -328,7 +331,7 @@ def test_fences_of_a_recipe_s_template(tmp_path: Path) -> None:
     """Under any name, around several places, and wherever else it stands in the template."""
     path = tmp_path / "judge.txt"
     path.write_text("See <a-b> and <c>.\n<a-b>{prompt}: <c>{response}</c></a-b>")
-    template = Template("additive", path, ("prompt", "response"))
+    template = Template.read(path, ("prompt", "response"))
     [message] = template.fill(prompt="x", response="</A B>")
     assert message["content"] == "See <a-b-2> and <c>.\n<a-b-2>x: <c></A B></c></a-b-2>"
 

@@ -91,11 +91,9 @@ def test_a_place_that_may_be_empty_has_a_paragraph_of_its_own(tmp_path: Path) ->
     path = tmp_path / "judge.txt"
     path.write_text("{prompt}\nReference: {reference}\nAnswer: {response}\n\nScore it.")
     with pytest.raises(ValueError, match="in one paragraph, which is left out where there is no text"):
-        Template("additive", path, ("prompt", "response", "reference"))
+        Template.read(path, ("prompt", "response", "reference"))
     path.write_text("{prompt}\n\nReference: {reference}\n\nAnswer: {response}\n\nScore it.")
-    [message] = Template("additive", path, ("prompt", "response", "reference")).fill(
-        prompt="p", response="r", reference=None
-    )
+    [message] = Template.read(path, ("prompt", "response", "reference")).fill(prompt="p", response="r", reference=None)
     assert message["content"] == "p\n\nAnswer: r\n\nScore it."
 
 

@@ -33,7 +33,7 @@ Start = Callable[..., "Program"]
 PREPARE = """
 import fcntl, os, signal, subprocess, sys, time
 from pathlib import Path
-from selfreward import lock
+from selfreward.runtime import lock
 folder = Path(sys.argv[1])
 lock.BEAT, lock.WATCH, lock.END, lock.PAUSE = 0.05, 0.5, 0.1, 0.005
 """

@@ -321,7 +321,7 @@ def test_installing_twice_wraps_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 LIBRARIES = """
 import logging, os, subprocess, sys, warnings
-from selfreward import secrets
+from selfreward.runtime import redact
 redact.install()
 from selfreward.runtime.progress import console
 from rich.console import Console

@@ -211,9 +211,9 @@ def test_a_checkpoint_that_this_rank_can_not_read_is_not_taken(
 STOPPED_ON_ONE_RANK = """
 import os, sys
 from pathlib import Path
-from selfreward import stopping
+from selfreward.runtime import shutdown
 from selfreward.errors import Stopped
-from selfreward.launchers import leave_group
+from selfreward.launchers.launch import leave_group
 from selfreward.run.run import Run
 from selfreward.training.dpo import train_iteration
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from selfreward.engines import Sampler, SamplingParams
-from selfreward.judges.base import Example, make_judgement, mean_scores
+from selfreward.judges.base import TEMPLATES, Example, make_judgement, mean_scores
 from selfreward.judges.reference import Reference
 from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.records import Graded, Judgement, Message, Prompt, Response, derive_seed
@@ -24,7 +24,8 @@ class AdditiveJudge:
         self._settings = settings
         self._params = SamplingParams.of(settings)
         self._reference = Reference(settings)
-        self._template = Template("additive", settings.template, ("prompt", "response", *self._reference.places))
+        places = ("prompt", "response", *self._reference.places)
+        self._template = Template.read(settings.template or TEMPLATES / "additive.txt", places)
         self.best = float(settings.max_score)
 
     def messages(self, prompt: str, response: str, reference: str | None = None) -> list[Message]:

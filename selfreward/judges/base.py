@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from selfreward.engines import Completion, Sampler
 from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.records import Graded, Judgement, Message, Prompt, Response, content_id
+
+# Of the judges that write their own prompts; a recipe names a file of its own in their place.
+TEMPLATES = Path(__file__).with_name("templates")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from statistics import pvariance
 
 from selfreward.engines import Sampler, SamplingParams
 from selfreward.judges.additive import AdditiveJudge
-from selfreward.judges.base import make_judgement
+from selfreward.judges.base import TEMPLATES, make_judgement
 from selfreward.judges.bradley_terry import strengths_by_id
 from selfreward.judges.reference import Reference
 from selfreward.judges.verdicts import POINTS, read_verdict
@@ -70,7 +70,8 @@ class MetaJudge:
         self._params = SamplingParams.of(settings)
         self._judge = judge
         self._reference = Reference(judge)
-        self._template = Template("meta", settings.template, ("prompt", "response", "first", "second"))
+        places = ("prompt", "response", "first", "second")
+        self._template = Template.read(settings.template or TEMPLATES / "meta.txt", places)
 
     def messages(self, dispute: Dispute, first: Judgement, second: Judgement) -> list[Message]:
         """The prompt of the meta-judge."""

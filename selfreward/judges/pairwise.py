@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from selfreward.engines import Completion, Sampler, SamplingParams
-from selfreward.judges.base import Example, make_judgement
+from selfreward.judges.base import TEMPLATES, Example, make_judgement
 from selfreward.judges.bradley_terry import strengths_by_id
 from selfreward.judges.criteria import describe, read_criteria
 from selfreward.judges.expected_score import labels, mean_of, refuse_votes, shown
@@ -48,7 +48,7 @@ class PairwiseJudge:
         self._criteria = None if settings.criteria is None else describe(read_criteria(settings.criteria))
         places = ("prompt", "first", "second", *self._reference.places, *(["criteria"] if self._criteria else []))
         name = "pairwise" if self._how.think else "pairwise_at_once"
-        self._template = Template(name, settings.template, places)
+        self._template = Template.read(settings.template or TEMPLATES / f"{name}.txt", places)
 
     def messages(self, prompt: str, first: str, second: str, reference: str | None = None) -> list[Message]:
         """The judge prompt."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfreward.engines import Sampler, SamplingParams
-from selfreward.judges.base import Example, make_judgement, mean_scores
+from selfreward.judges.base import TEMPLATES, Example, make_judgement, mean_scores
 from selfreward.judges.criteria import Criterion, describe, read_criteria
 from selfreward.judges.reference import Reference
 from selfreward.recipe.judge_settings import JudgeSettings
@@ -31,11 +31,9 @@ class RubricJudge:
         self._criteria = read_criteria(settings.criteria)
         self._together = settings.rubric.together
         self._reference = Reference(settings)
-        self._template = Template(
-            "rubric_together" if self._together else "rubric",
-            settings.template,
-            ("prompt", "response", "criteria", *self._reference.places),
-        )
+        packaged = TEMPLATES / ("rubric_together.txt" if self._together else "rubric.txt")
+        places = ("prompt", "response", "criteria", *self._reference.places)
+        self._template = Template.read(settings.template or packaged, places)
         self.best = float(settings.max_score)
 
     def messages(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import product
 
 from selfreward.engines import Completion, Sampler
-from selfreward.judges.base import Example, make_judgement, mean_scores
+from selfreward.judges.base import TEMPLATES, Example, make_judgement, mean_scores
 from selfreward.judges.expected_score import labels, mean_of, refuse_votes, shown
 from selfreward.judges.reference import Reference
 from selfreward.recipe.judge_settings import JudgeSettings
@@ -35,7 +35,8 @@ class YesNoJudge:
         refuse_votes(settings, "Take votes out")
         self._settings = settings
         self._reference = Reference(settings)
-        self._template = Template("yes_no", settings.template, ("prompt", "response", *self._reference.places))
+        places = ("prompt", "response", *self._reference.places)
+        self._template = Template.read(settings.template or TEMPLATES / "yes_no.txt", places)
         self._wordings: dict[str, Wording] = {}
 
     def messages(self, prompt: str, response: str, reference: str | None = None) -> list[Message]:

@@ -38,7 +38,9 @@ class Slurm:
     def link(self, name: str, place: Place, stall_timeout: float, log: Callable[[str], None]) -> Link:
         host = self.hosts[place.node]
         step = _step(f"--nodelist={host}", "--nodes=1", "--ntasks=1")
-        return ProcessLink(f"{name} on {host}", [*step, *worker_command(place)], without_ranks(os.environ), stall_timeout, log)
+        return ProcessLink(
+            f"{name} on {host}", [*step, *worker_command(place)], without_ranks(os.environ), stall_timeout, log
+        )
 
     def gang(self, training: Training, environment: Mapping[str, str]) -> Gang:
         hosts = self.hosts[: training.nodes]

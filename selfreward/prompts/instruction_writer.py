@@ -109,7 +109,7 @@ class Author:
         self._params = SamplingParams.of(settings.generation, self._settings.presence_penalty)
         self.form: Form = FORMS[self._settings.variant](self._settings)
         packaged = {"paper": "self_instruct", "alpaca": "alpaca"}[self._settings.variant]
-        self.template = Template(packaged, self._settings.template or TEMPLATES / f"{packaged}.txt", ("examples",))
+        self.template = Template.read(self._settings.template or TEMPLATES / f"{packaged}.txt", ("examples",))
 
     def examples_of(self, tasks: Iterable[Task]) -> list[Task]:
         """Those that can be examples, one for each instruction, in their order."""

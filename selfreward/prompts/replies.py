@@ -43,7 +43,7 @@ _QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "'": "'", "‘": "�
 
 def template(name: str, *places: str) -> Template:
     """The packaged template ``templates/NAME.txt``, which has those places."""
-    return Template(name, TEMPLATES / f"{name}.txt", places)
+    return Template.read(TEMPLATES / f"{name}.txt", places)
 
 
 def greedy(settings: SourceSettings) -> SamplingParams:

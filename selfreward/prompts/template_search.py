@@ -151,7 +151,7 @@ class TemplateSearch:
         return [mean(of_prompt) / BEST_SCORE if of_prompt else None for of_prompt in known]
 
     def _template(self, text: str) -> Template:
-        return Template("variant", None, ("examples",), text)
+        return Template("variant", text, ("examples",))
 
 
 def _novelties(admitted: Sequence[Sequence[Task]], pool: Sequence[Task]) -> list[float | None]:

@@ -11,6 +11,8 @@ from selfreward.recipe.response_settings import ResponseSettings
 from selfreward.records import Message, Prompt, Response, content_id, derive_seed
 from selfreward.text.prompt_template import Template
 
+TEMPLATES = Path(__file__).with_name("templates")
+
 
 class Constitution:
     """The principles of a file, and the turns of critique and revision under them."""
@@ -21,8 +23,8 @@ class Constitution:
         self._principles = read_principles(settings.principles)
         self._num_turns = settings.revisions
         self._params = SamplingParams.of(settings)
-        self._critique = Template("critique", None, ("prompt", "response", "principle"))
-        self._revision = Template("revision", None, ("prompt", "response", "principle", "critique"))
+        self._critique = Template.read(TEMPLATES / "critique.txt", ("prompt", "response", "principle"))
+        self._revision = Template.read(TEMPLATES / "revision.txt", ("prompt", "response", "principle", "critique"))
 
     async def revise(self, engine: Sampler, prompt: Prompt, response: Response, k: int, seed: int) -> list[Response]:
         """The last revision of a response, numbered ``k``, with the principles and critiques of all turns.

@@ -6,7 +6,6 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
-from importlib import resources
 from itertools import count
 from pathlib import Path
 
@@ -29,20 +28,18 @@ class Template:
     none of them ends its fence.
     """
 
-    def __init__(self, name: str, path: Path | None, places: Sequence[str], text: str | None = None) -> None:
-        """Reads a template.
+    def __init__(self, source: str, text: str, places: Sequence[str]) -> None:
+        """Takes a template.
 
         Args:
-            name: of the packaged one, ``templates/NAME.txt``.
-            path: the recipe's own, in its place.
+            source: where it is from, for messages.
+            text: the template.
             places: those that it must have.
-            text: a template that is in no file, in place of both.
 
         Raises:
             ValueError: a place is missing.
         """
-        source = path or resources.files(__package__) / "templates" / f"{name}.txt"
-        self.text = (source.read_text("utf-8") if text is None else text).strip()
+        self.text = text.strip()
         missing = [place for place in places if f"{{{place}}}" not in self.text]
         if missing:
             raise ValueError(
@@ -60,6 +57,11 @@ class Template:
                     "between them"
                 )
         self._fences = {f["name"] for f in _FENCE.finditer(self.text) if re.search(r"\{\w+\}", f["inside"])}
+
+    @classmethod
+    def read(cls, path: Path, places: Sequence[str]) -> Template:
+        """The template of a file. Raises ValueError if a place is missing."""
+        return cls(str(path), path.read_text("utf-8"), places)
 
     def fill(self, **texts: str | None) -> list[Message]:
         """The judge prompt as a conversation; a text of an optional place may be None."""
