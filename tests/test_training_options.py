@@ -187,7 +187,7 @@ def test_a_pair_counts_as_far_as_two_models_agree(tmp_path, models, kind, batch)
 
 ON_TWO_RANKS = """
 import sys
-from selfreward.launchers import leave_group
+from selfreward.launchers.launch import leave_group
 from selfreward.run.run import Run
 from selfreward.training.dpo import train_iteration
 
