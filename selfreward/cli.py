@@ -67,11 +67,11 @@ def plan(
 ) -> None:
     """Says what a run takes: processes, memory, tokens, hours and disk, and what will not fit. Loads no weights."""
     from selfreward.estimates.machine import machine
-    from selfreward.estimates.run_estimate import Outline
+    from selfreward.estimates.run_estimate import RunEstimate
     from selfreward.estimates.tables import as_dict, lines
 
-    outline = Outline(load_recipe(recipe, overrides or []), machine(gpus, gpu_memory, nodes, gpu))
-    print(json.dumps(as_dict(outline), indent=2) if as_json else "\n".join(lines(outline)))
+    estimate = RunEstimate(load_recipe(recipe, overrides or []), machine(gpus, gpu_memory, nodes, gpu))
+    print(json.dumps(as_dict(estimate), indent=2) if as_json else "\n".join(lines(estimate)))
 
 
 FromIteration = Annotated[

@@ -45,7 +45,7 @@ class NodeLost(SelfrewardError):
     exit_status = 71
 
 
-class HandoverError(SelfrewardError):
+class WeightCheckError(SelfrewardError):
     """The weights that are served are not those that were trained."""
 
     exit_status = 70
@@ -57,7 +57,7 @@ class Damaged(SelfrewardError):
     exit_status = 65
 
 
-KINDS = (Stopped, RunLocked, DiskFull, EngineDied, NodeLost, HandoverError, Damaged)
+KINDS = (Stopped, RunLocked, DiskFull, EngineDied, NodeLost, WeightCheckError, Damaged)
 BY_EXIT_STATUS = {kind.exit_status: kind for kind in KINDS}
 
 _OF_THE_DISK = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)}

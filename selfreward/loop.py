@@ -31,7 +31,7 @@ from selfreward.stages.overlap import sample_and_judge
 
 Stage = Callable[[Run, int, Engines], Summary]
 
-LOOK = 0.2  # seconds between two looks at whether the first rank is done
+POLL_S = 0.2  # seconds between two looks at whether the first rank is done
 
 
 def run(recipe: Recipe) -> Run:
@@ -161,7 +161,7 @@ def _wait_for_first(folder: StageFolder) -> None:
     """The first rank merges, for longer than a collective operation of the ranks would wait."""
     while not folder.done:
         stop.check()
-        time.sleep(LOOK)
+        time.sleep(POLL_S)
 
 
 def _announce(run: Run, *steps: Step) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from selfreward.judges import Seat, panel_of
+from selfreward.judges import BoundJudge, panel_of
 from selfreward.judges.expected_score import labels
 from selfreward.prompts.dataset import read_held_out, read_tasks
 from selfreward.prompts.filters.base import Filters
@@ -151,7 +151,7 @@ def describe(recipe: Recipe) -> str:
         f"prompts    {num} an iteration, from {_sources(recipe.prompts)}",
         f"responses  {responses.n} a prompt by M_t on {recipe.engine.name}, temperature {responses.temperature}, "
         f"top_p {responses.top_p}: {num * responses.n} an iteration",
-        *(f"judge      {_judge(seat, num * responses.n)}" for seat in panel_of(recipe).seats),
+        *(f"judge      {_judge(bound, num * responses.n)}" for bound in panel_of(recipe).judges),
         *([f"combined   by {judge.combine}"] if judge.members else []),
         f"pairs      {_selection(recipe.selection)}",
         f"train      {'; '.join(_training(recipe))}",
@@ -178,16 +178,16 @@ def _sources(settings: PromptSettings) -> str:
     return ", ".join([*words, *([f"filtered by {', '.join(names)}"] if names else [])])
 
 
-def _judge(seat: Seat, num: int) -> str:
-    settings = seat.settings
+def _judge(bound: BoundJudge, num: int) -> str:
+    settings = bound.settings
     if settings.name == "verifier":
-        return f"{seat.name}, RUNNING {settings.verifier.function} on what the model writes, in no sandbox"
-    by = "M_t itself" if seat.is_policy else settings.model.path if settings.model else "another engine"
+        return f"{bound.name}, RUNNING {settings.verifier.function} on what the model writes, in no sandbox"
+    by = "M_t itself" if bound.is_policy else settings.model.path if settings.model else "another engine"
     beside = {"none": "", "answer": ", beside an answer of its own", "prompt": ", beside the prompt's reference"}
-    asked = f", {settings.votes} votes" if seat.writes else ""
+    asked = f", {settings.votes} votes" if bound.writes else ""
     if settings.name == "additive":
         asked += f": {num * settings.votes} judgements an iteration"
-    return f"{seat.name} by {by}{beside[settings.reference]}{asked}"
+    return f"{bound.name} by {by}{beside[settings.reference]}{asked}"
 
 
 def _selection(settings: SelectionSettings) -> str:

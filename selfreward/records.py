@@ -127,7 +127,7 @@ class Task(Record):
         return [*self.context, {"role": "user", "content": _joined(self.instruction, self.input)}]
 
     @property
-    def alone(self) -> str:
+    def instruction_id(self) -> str:
         """The id of the instruction by itself, whatever its input."""
         return content_id("prompt", [{"role": "user", "content": self.instruction}])
 

@@ -26,7 +26,6 @@ from lab import (
     Figures,
     Lab,
     Witness,
-    begun,
     kept,
     lasting,
     one_training,
@@ -34,6 +33,7 @@ from lab import (
     quickstart,
     scripted,
     smallest,
+    started,
     under_way,
 )
 
@@ -79,7 +79,7 @@ def _wait_for_moment(lab: Lab, name: str, attempt: Attempt, rng: random.Random) 
 
 def wait_for_stage(folder: Path, attempt: Attempt) -> None:
     """Waits until an attempt has begun a stage, or is over."""
-    while not attempt.over and not begun(folder, attempt.started):
+    while not attempt.over and not started(folder, attempt.started):
         _look_again(folder, attempt)
 
 

@@ -75,7 +75,7 @@ def until(condition: Callable[[], object], timeout: float, failure: Callable[[],
 
 
 @dataclass
-class Slurm:
+class SlurmLauncher:
     """A SLURM whose nodes are hosts. This process submits to it."""
 
     hosts: Hosts
@@ -145,7 +145,7 @@ class Slurm:
 
 
 @contextmanager
-def slurm(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[Slurm]:
+def slurm(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[SlurmLauncher]:
     """SLURM with nodes n1, n2 and so on, all idle."""
     require("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel")
     names = tuple(f"n{number}" for number in range(1, nodes + 1))
@@ -159,7 +159,7 @@ def slurm(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[Slurm]:
         lines = "\n".join(NODE.format(name=name, address=made.address(name), cpus=cpus) for name in names)
         conf = short / "slurm.conf"
         conf.write_text(SLURM_CONF.format(control=made.address(CONTROL), folder=short, nodes=lines))
-        cluster = Slurm(made, names, {**os.environ, "SLURM_CONF": str(conf)})
+        cluster = SlurmLauncher(made, names, {**os.environ, "SLURM_CONF": str(conf)})
         files = {"key-file": key.name, "socket": "munge.socket", "pid-file": "munge.pid"}
         files |= {"log-file": "munge.log", "seed-file": "munge.seed"}
         # Force: it doubts a folder that others may write to, such as /tmp.

@@ -12,7 +12,7 @@ from pathlib import Path
 from selfreward.engines import Completion, SamplingParams
 from selfreward.engines.journaled import JournaledEngine
 from selfreward.errors import EngineDied
-from selfreward.prompts.base import Desk
+from selfreward.prompts.base import SourceContext
 from selfreward.prompts.filters.base import Filters
 from selfreward.recipe.filter_settings import FilterSettings
 from selfreward.recipe.prompt_settings import PromptSettings
@@ -35,7 +35,7 @@ class Model:
         self.asked: list[Sequence[Message]] = []
         self.seeds: list[int] = []
 
-    async def sample(
+    async def generate(
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
         if len(self.asked) == self._answers:
@@ -60,8 +60,8 @@ def desk(folder: Path, model: Model, num: int, iteration: int = 1, filters: Sequ
     with Journal(folder / f"journal_{iteration}.jsonl") as journal:
         engine = JournaledEngine(model, journal, "current")
         checks = Filters(FilterSettings(), filters)
-        checks.know(other.get("earlier", ()))
-        yield Desk(
+        checks.add_known(other.get("earlier", ()))
+        yield SourceContext(
             **{"iteration": iteration, "num": num, "seed": 0, "filters": checks, "limit": 4, **other},
             engine_of=lambda settings: engine,
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from forge import EVERY_KIND, TESTS, Attempt, Fault, Forge
 
 from selfreward.report.verify import verify
-from selfreward.run.folders import BEGUN, JOURNAL, MARKER, RECIPE, StageFolder
+from selfreward.run.folders import JOURNAL, MARKER, RECIPE, STARTED, StageFolder
 from selfreward.run.plan import plan
 from selfreward.run.run import Run
 
@@ -205,17 +205,17 @@ def whole_lines(path: Path) -> list[bytes]:
     return [line for line in path.read_bytes().splitlines(True) if line.endswith(b"\n")] if path.is_file() else []
 
 
-def begun(folder: Path, since: float) -> bool:
+def started(folder: Path, since: float) -> bool:
     """Whether a stage was begun at or after a time."""
     try:
-        return (folder / BEGUN).stat().st_mtime >= since
+        return (folder / STARTED).stat().st_mtime >= since
     except FileNotFoundError:
         return False
 
 
 def under_way(run: Path, since: float) -> str:
     """The stage that an attempt is at, by what it has begun; the seed's training is SFT."""
-    folders = [path.parent for path in run.glob(f"*/*/{BEGUN}") if begun(path.parent, since)]
+    folders = [path.parent for path in run.glob(f"*/*/{STARTED}") if started(path.parent, since)]
     left = [folder for folder in folders if not (folder / MARKER).exists()]
     names = sorted("SFT" if f.parent.name == "seed" and f.name == "train" else f.name for f in left)
     if not names and not any(path.stat().st_mtime >= since for path in run.glob(f"*/*/{MARKER}")):

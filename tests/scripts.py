@@ -30,11 +30,11 @@ class Numbers(ScriptedEngine):
 class Slow(Numbers):
     """The same answers, each after a while of its own, so that a stage lasts and its requests end in any order."""
 
-    async def sample(
+    async def generate(
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
         await asyncio.sleep(random.SystemRandom().uniform(0, 0.1))
-        return await super().sample(messages, params, seeds)
+        return await super().generate(messages, params, seeds)
 
 
 class Ties(ScriptedEngine):
@@ -93,7 +93,7 @@ class Pupil(ScriptedEngine):
         return " ".join(["fox"] * words)
 
 
-class Author(ScriptedEngine):
+class InstructionWriter(ScriptedEngine):
     """Writes tasks as a real model does; answers and judges as ``Numbers``."""
 
     @staticmethod

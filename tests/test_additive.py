@@ -24,7 +24,7 @@ class Voter:
     def __init__(self, *texts: str | Completion) -> None:
         self.texts, self.seen = list(texts), []
 
-    async def sample(self, messages, params, seeds):
+    async def generate(self, messages, params, seeds):
         self.seen.append((messages, seeds))
         answers = [self.texts.pop(0) for _ in seeds]
         return [a if isinstance(a, Completion) else Completion(a, "stop", 5) for a in answers]

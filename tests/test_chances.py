@@ -143,11 +143,11 @@ WORDS = CORPUS[0].split()
 CASES = [user(" ".join(random.Random(place).choices(WORDS, k=2 + place % 4))) for place in range(50)]
 
 
-def ask(engine: Engine, cases: Sequence[list[Message]], begun: str = "", options: Sequence[str] = SCORES) -> Any:
+def ask(engine: Engine, cases: Sequence[list[Message]], prefix: str = "", options: Sequence[str] = SCORES) -> Any:
     """All at once."""
 
     async def everything() -> list[list[float] | None]:
-        return await asyncio.gather(*(engine.chances(messages, begun, options) for messages in cases))
+        return await asyncio.gather(*(engine.option_probs(messages, prefix, options) for messages in cases))
 
     return asyncio.run(everything())
 
@@ -159,19 +159,19 @@ class Reference:
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self._model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
-    def ids(self, messages: list[Message], begun: str) -> list[int]:
-        """The rendered text, in which what looks like a control token in ``begun`` is encoded as text."""
+    def ids(self, messages: list[Message], prefix: str) -> list[int]:
+        """The rendered text, in which what looks like a control token in ``prefix`` is encoded as text."""
         encode = self.tokenizer.backend_tokenizer
         prompt = self.tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)["input_ids"]
         encode.encode_special_tokens = True
         try:
-            return [*prompt, *encode.encode(begun, add_special_tokens=False).ids]
+            return [*prompt, *encode.encode(prefix, add_special_tokens=False).ids]
         finally:
             encode.encode_special_tokens = False
 
     @torch.inference_mode()
-    def __call__(self, messages: list[Message], begun: str) -> torch.Tensor:
-        return self._model(input_ids=torch.tensor([self.ids(messages, begun)])).logits[0, -1].softmax(-1)
+    def __call__(self, messages: list[Message], prefix: str) -> torch.Tensor:
+        return self._model(input_ids=torch.tensor([self.ids(messages, prefix)])).logits[0, -1].softmax(-1)
 
 
 @pytest.fixture(scope="module")
@@ -179,33 +179,33 @@ def reference(judge: Path) -> Reference:
     return Reference(judge)
 
 
-@pytest.mark.parametrize("begun", BEGINNINGS, ids=["none", "plain", "control text"])
-def test_they_are_those_of_the_model(engine: Engine, reference: Reference, begun: str) -> None:
+@pytest.mark.parametrize("prefix", BEGINNINGS, ids=["none", "plain", "control text"])
+def test_they_are_those_of_the_model(engine: Engine, reference: Reference, prefix: str) -> None:
     groups = score_ids(reference.tokenizer, SCORES)
     assert [len(ids) for ids in groups.values()] == [2, 2, 2, 2, 3, 2]
-    for messages, chances in zip(CASES, ask(engine, CASES, begun), strict=True):
-        probabilities = reference(messages, begun)
-        assert chances == pytest.approx([float(probabilities[ids].sum()) for ids in groups.values()], abs=1e-4)
+    for messages, probs in zip(CASES, ask(engine, CASES, prefix), strict=True):
+        probabilities = reference(messages, prefix)
+        assert probs == pytest.approx([float(probabilities[ids].sum()) for ids in groups.values()], abs=1e-4)
         others = [token for token in range(len(probabilities)) if all(token not in ids for ids in groups.values())]
-        assert 1 - sum(chances) == pytest.approx(float(probabilities[others].sum()), abs=1e-4)
+        assert 1 - sum(probs) == pytest.approx(float(probabilities[others].sum()), abs=1e-4)
 
 
 def test_requests_of_other_kinds_share_the_batch(engine: Engine, reference: Reference) -> None:
     """Such as samples, and those for more tokens than one request of vLLM may ask for."""
     texts = {reference.tokenizer.decode([token]).lstrip() for token in range(256)} - {"", "\ufffd"}
     many = sorted(text for text in texts if text.isascii())
-    alone = ask(engine, CASES[:6]), asyncio.run(engine.sample(CASES[0], ONE_TOKEN, [1, 2, 3]))
+    alone = ask(engine, CASES[:6]), asyncio.run(engine.generate(CASES[0], ONE_TOKEN, [1, 2, 3]))
 
     async def together() -> tuple[Any, ...]:
         return await asyncio.gather(
-            *(engine.chances(messages, "", SCORES[: 1 + place]) for place, messages in enumerate(CASES[:6])),
-            engine.sample(CASES[0], ONE_TOKEN, [1, 2, 3]),
-            engine.chances(CASES[0], "", many * 2),
+            *(engine.option_probs(messages, "", SCORES[: 1 + place]) for place, messages in enumerate(CASES[:6])),
+            engine.generate(CASES[0], ONE_TOKEN, [1, 2, 3]),
+            engine.option_probs(CASES[0], "", many * 2),
         )
 
     *few, sampled, most = asyncio.run(together())
-    for place, chances in enumerate(few):
-        assert chances == pytest.approx(alone[0][place][: 1 + place], abs=1e-5)
+    for place, probs in enumerate(few):
+        assert probs == pytest.approx(alone[0][place][: 1 + place], abs=1e-5)
     assert sampled == alone[1]
     assert len(many) * 2 > 128
     probabilities = reference(CASES[0], "")
@@ -216,8 +216,8 @@ def test_requests_of_other_kinds_share_the_batch(engine: Engine, reference: Refe
 def test_a_prompt_without_room_for_a_token(engine: Engine, reference: Reference) -> None:
     fits = user("a" + " a" * (255 - len(reference.ids(user("a"), ""))))
     assert len(reference.ids(fits, "")) == 255
-    [chances, too_long] = ask(engine, [fits, user(fits[0]["content"] + " a")])
-    assert chances == pytest.approx(
+    [probs, too_long] = ask(engine, [fits, user(fits[0]["content"] + " a")])
+    assert probs == pytest.approx(
         [float(reference(fits, "")[ids].sum()) for ids in score_ids(reference.tokenizer, SCORES).values()], abs=1e-4
     )
     assert too_long is None
@@ -238,13 +238,13 @@ def test_the_beginning_of_an_answer_is_text_that_goes_on(kind: str) -> None:
     messages = user("Name five animals")
     control = [token for token in chat.tokenizer.get_added_vocab() if token != "<b>"]
     prompt = chat.encode(messages)
-    for begun in ("", "Score:", " Score:", "I count.\nScore:", *control, "".join(control), f"bear{control[0]}camel"):
-        ids = chat.begin(messages, begun)
+    for prefix in ("", "Score:", " Score:", "I count.\nScore:", *control, "".join(control), f"bear{control[0]}camel"):
+        ids = chat.begin(messages, prefix)
         assert ids[: len(prompt)] == prompt
         assert control_ids(chat, ids[len(prompt) :]) == []
         if kind != "tiny":  # which has no letters to keep strange words with
             decode = chat.tokenizer.decode
-            assert decode(ids, skip_special_tokens=False) == decode(prompt, skip_special_tokens=False) + begun
+            assert decode(ids, skip_special_tokens=False) == decode(prompt, skip_special_tokens=False) + prefix
 
 
 @pytest.mark.parametrize("kind", list(BUILDERS))
@@ -258,14 +258,14 @@ def test_all_tokens_of_an_option(kind: str) -> None:
     assert (fallback in chat.option_ids("4")) == (kind in ("mistral", "gemma"))
 
 
-def expected_score(chances: Sequence[float]) -> float:
-    return sum(score * chance for score, chance in enumerate(chances)) / sum(chances)
+def expected_score(probs: Sequence[float]) -> float:
+    return sum(score * chance for score, chance in enumerate(probs)) / sum(probs)
 
 
-def z_scores(chances: Sequence[Sequence[float]], votes: Sequence[Sequence[int]]) -> list[float]:
+def z_scores(probs: Sequence[Sequence[float]], votes: Sequence[Sequence[int]]) -> list[float]:
     """How far the mean of each case's votes lies from its expected score, in standard errors of that mean."""
     figures = []
-    for row, cast in zip(chances, votes, strict=True):
+    for row, cast in zip(probs, votes, strict=True):
         mean = expected_score(row)
         variance = sum(chance * (score - mean) ** 2 for score, chance in enumerate(row)) / sum(row)
         figures.append((fmean(cast) - mean) / (variance / len(cast)) ** 0.5)
@@ -278,7 +278,7 @@ def sampled_texts(engine: Engine, cases: Sequence[list[Message]]) -> list[list[s
     async def everything() -> list[list[Completion]]:
         return await asyncio.gather(
             *(
-                engine.sample(messages, ONE_TOKEN, [derive_seed(messages[0]["content"], n) for n in range(2000)])
+                engine.generate(messages, ONE_TOKEN, [derive_seed(messages[0]["content"], n) for n in range(2000)])
                 for messages in cases
             )
         )
@@ -295,15 +295,15 @@ def test_the_expected_score_is_the_mean_of_sampled_votes(
     freedom. The bounds are those that right figures pass in 99.8% of such tests.
     """
     engine = engines("vllm")
-    chances = ask(engine, CASES)
+    probs = ask(engine, CASES)
 
     texts = [text for start in range(0, 50, 5) for text in sampled_texts(engine, CASES[start : start + 5])]
     votes = [[int(text) for text in row if text in SCORES] for row in texts]
-    z = z_scores(chances, votes)
+    z = z_scores(probs, votes)
     squares = sum(figure**2 for figure in z)
     figures = {
         "votes": sum(map(len, votes)),
-        "expected scores": (min(map(expected_score, chances)), max(map(expected_score, chances))),
+        "expected scores": (min(map(expected_score, probs)), max(map(expected_score, probs))),
         "mean z": fmean(z),
         "mean z squared": squares / 50,
         "above 2": sum(abs(figure) > 2 for figure in z),
@@ -323,7 +323,7 @@ def test_the_expected_score_is_the_mean_of_sampled_votes(
     # The share of votes among all tokens is what the chances sum to.
     shares = [
         (len(cast) - 2000 * sum(row)) / (2000 * sum(row) * (1 - sum(row))) ** 0.5
-        for cast, row in zip(votes, chances, strict=True)
+        for cast, row in zip(votes, probs, strict=True)
     ]
     assert chi2.ppf(0.001, 50) < sum(figure**2 for figure in shares) < chi2.ppf(0.999, 50)
 
@@ -361,7 +361,7 @@ def test_an_engine_that_writes_gives_no_rewards(
 
 
 @pytest.mark.parametrize(
-    ("answer", "begun", "expected"),
+    ("answer", "prefix", "expected"),
     [
         ("4", "", [0.0, 1.0, 0.0]),
         (" 10 points", "", [0.0, 0.0, 1.0]),
@@ -373,11 +373,11 @@ def test_an_engine_that_writes_gives_no_rewards(
     ],
 )
 def test_a_script_is_certain(
-    monkeypatch: pytest.MonkeyPatch, answer: str | Completion, begun: str, expected: list[float] | None
+    monkeypatch: pytest.MonkeyPatch, answer: str | Completion, prefix: str, expected: list[float] | None
 ) -> None:
     monkeypatch.setattr(ScriptedEngine, "script", staticmethod(lambda model, text, seed: answer), raising=False)
     engine = ScriptedEngine("m", ModelSettings.model_construct(path="m"), EngineSettings())
-    assert ask(engine, CASES[:1], begun, ["1", "4", "10"]) == [expected]
+    assert ask(engine, CASES[:1], prefix, ["1", "4", "10"]) == [expected]
 
 
 class Counting(ScriptedEngine):
@@ -387,9 +387,11 @@ class Counting(ScriptedEngine):
         self.model = "m"
         self.asked: list[tuple[str, str, tuple[str, ...]]] = []
 
-    async def chances(self, messages: Sequence[Message], begun: str, options: Sequence[str]) -> list[float] | None:
+    async def option_probs(
+        self, messages: Sequence[Message], prefix: str, options: Sequence[str]
+    ) -> list[float] | None:
         text = messages[-1]["content"]
-        self.asked.append((text, begun, tuple(options)))
+        self.asked.append((text, prefix, tuple(options)))
         await asyncio.sleep(0.01)
         return None if len(text) > 20 else [1 / len(options)] * len(options)
 
@@ -399,7 +401,7 @@ def test_a_journaled_engine_asks_once(tmp_path: Path) -> None:
     asks = [(user("a"), "", SCORES), (user("a"), "", SCORES), (user("a" * 30), "", SCORES), (user("a"), "b", SCORES)]
 
     async def everything(journaled: JournaledEngine) -> list[list[float] | None]:
-        return await asyncio.gather(*(journaled.chances(*one) for one in asks))
+        return await asyncio.gather(*(journaled.option_probs(*one) for one in asks))
 
     for _ in range(2):
         with Journal(tmp_path / "j") as journal:
@@ -409,6 +411,6 @@ def test_a_journaled_engine_asks_once(tmp_path: Path) -> None:
 
     with Journal(tmp_path / "j") as journal:
         other = JournaledEngine(engine, journal, "judge")
-        asyncio.run(other.chances(user("a"), "", SCORES[1:]))
-        asyncio.run(JournaledEngine(engine, journal, "policy").chances(user("a"), "", SCORES))
+        asyncio.run(other.option_probs(user("a"), "", SCORES[1:]))
+        asyncio.run(JournaledEngine(engine, journal, "policy").option_probs(user("a"), "", SCORES))
     assert len(engine.asked) == 5

@@ -37,7 +37,8 @@ def test_the_version():
     [
         "import selfreward",
         "from selfreward import records\nfrom selfreward.recipe import recipe, registry, upstream\n"
-        "from selfreward.run import run\nfrom selfreward.selection import pair_selectors\nfrom selfreward.text import chat",
+        "from selfreward.run import run\nfrom selfreward.selection import pair_selectors\n"
+        "from selfreward.text import chat",
         "from selfreward.cli import app; from typer.testing import CliRunner; CliRunner().invoke(app, ['--help'])",
         "from selfreward.cli import app; from typer.testing import CliRunner; "
         f"r = CliRunner().invoke(app, ['check', '{RECIPE}']); assert r.exit_code == 0, r.output",

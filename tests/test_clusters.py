@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clusters import RayCluster, Slurm, ray_cluster, slurm, until
+from clusters import RayCluster, SlurmLauncher, ray_cluster, slurm, until
 from hosts import Hosts, hosts
 
 pytestmark = pytest.mark.cluster
@@ -66,7 +66,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 
 
 @pytest.fixture(scope="module")
-def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmLauncher]:
     with slurm(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
 
@@ -129,7 +129,7 @@ def test_nothing_is_left_of_a_test_that_was_killed(pair: Hosts, tmp_path: Path) 
     until(lambda: not left(), 10, lambda: str(left()))
 
 
-def test_a_slurm_job_runs_on_both_nodes(two_nodes: Slurm, tmp_path: Path) -> None:
+def test_a_slurm_job_runs_on_both_nodes(two_nodes: SlurmLauncher, tmp_path: Path) -> None:
     step = "srun --overlap --nodes=2 --ntasks-per-node=1 sh -c 'echo \"$SLURM_NODEID $(hostname) $SEEN\"'"
     output = f"--output={tmp_path / 'job.txt'}"
     job = two_nodes.sbatch("--nodes=2", output, "--wrap", step, env={"SEEN": "here"})
@@ -137,7 +137,7 @@ def test_a_slurm_job_runs_on_both_nodes(two_nodes: Slurm, tmp_path: Path) -> Non
     assert sorted(two_nodes.output(job).splitlines()) == ["0 n1 here", "1 n2 here"]
 
 
-def test_a_slurm_job_is_signalled_and_requeues_itself(two_nodes: Slurm, tmp_path: Path) -> None:
+def test_a_slurm_job_is_signalled_and_requeues_itself(two_nodes: SlurmLauncher, tmp_path: Path) -> None:
     script = tmp_path / "job.sh"
     script.write_text(
         """#!/usr/bin/env bash

@@ -39,7 +39,7 @@ class Reviser:
     def __init__(self, *texts: str | Completion) -> None:
         self.texts, self.asked, self.seeds = list(texts), [], []
 
-    async def sample(self, messages, params, seeds):
+    async def generate(self, messages, params, seeds):
         self.asked.append(messages[0]["content"])
         self.seeds += seeds
         text = self.texts.pop(0)

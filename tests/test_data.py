@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from scripts import Numbers
 
-from selfreward.data.job import Bench, Made, make, rows_of
+from scripts import Numbers
+from selfreward.data.job import JobContext, Made, make, rows_of
 from selfreward.data.prompt_jobs import rows as rows_of_tasks
 from selfreward.data.push import push
 from selfreward.engines import Completion, SamplingParams
@@ -49,7 +49,7 @@ class Stop(Exception):
     pass
 
 
-def answers(bench: Bench, stop_after: int = 1000) -> Made:
+def answers(bench: JobContext, stop_after: int = 1000) -> Made:
     """Twelve answers of the model, asked in turn."""
     tasks = []
     for number in range(12):
@@ -57,9 +57,9 @@ def answers(bench: Bench, stop_after: int = 1000) -> Made:
             raise Stop
 
         async def ask(number: int) -> list[Completion]:
-            return await bench.engine().sample([{"role": "user", "content": f"{number}"}], PARAMS, [number])
+            return await bench.engine().generate([{"role": "user", "content": f"{number}"}], PARAMS, [number])
 
-        [[completion]] = bench.gather("answers", [number], ask)
+        [[completion]] = bench.run_concurrently("answers", [number], ask)
         tasks.append(Task.make(f"Task {number}", "test", output=completion.text))
     removed = [Removal("x", "Task x", "", None, "test", "length", "too short")]
     rows = [{"id": task.id, "instruction": task.instruction, "output": task.output} for task in tasks]

@@ -9,7 +9,7 @@ import pytest
 import sacrebleu
 
 from selfreward.evaluation.diversity import diversity, frequent_roots, self_bleu
-from selfreward.evaluation.root_verb_noun import roots
+from selfreward.evaluation.root_verb_noun import root_verb_noun
 from selfreward.prompts.filters.texts import words
 from selfreward.recipe.filter_settings import EmbeddingSettings
 from selfreward.tiny import world
@@ -129,7 +129,7 @@ def test_ten_thousand_texts_take_less_than_a_second(texts: list[str]) -> None:
     ],
 )
 def test_root_verb_and_noun(text: str, expected: tuple[str, str] | None) -> None:
-    assert roots(text) == expected
+    assert root_verb_noun(text) == expected
 
 
 def test_the_most_frequent_roots_come_first_and_equals_in_order() -> None:

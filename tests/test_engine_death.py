@@ -39,14 +39,14 @@ def core():
 
 
 def text(engine):
-    return asyncio.run(engine.sample(MESSAGES, SamplingParams(0.0, 1.0, 12), [0]))[0].text
+    return asyncio.run(engine.generate(MESSAGES, SamplingParams(0.0, 1.0, 12), [0]))[0].text
 
 
 async def interrupt(engine, action):
     \"\"\"Does something to the core in the midst of long requests, and returns what each of those raised.\"\"\"
     long = SamplingParams(1.5, 1.0, 480)
-    requests = [asyncio.create_task(engine.sample(MESSAGES, long, range(i, i + 8))) for i in range(0, 240, 8)]
-    await engine.sample(MESSAGES, SamplingParams(1.0, 1.0, 1), [0])
+    requests = [asyncio.create_task(engine.generate(MESSAGES, long, range(i, i + 8))) for i in range(0, 240, 8)]
+    await engine.generate(MESSAGES, SamplingParams(1.0, 1.0, 1), [0])
     action()
     return {str(error) for error in await asyncio.gather(*requests, return_exceptions=True)}
 

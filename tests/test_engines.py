@@ -88,7 +88,7 @@ def run(engine: Engine, requests: Sequence[Request]) -> list[list[Completion]]:
     """All requests in flight at once."""
 
     async def everything() -> list[list[Completion]]:
-        return await asyncio.gather(*(engine.sample(*request) for request in requests))
+        return await asyncio.gather(*(engine.generate(*request) for request in requests))
 
     return asyncio.run(everything())
 
@@ -269,7 +269,7 @@ def test_logprobs_are_those_of_the_model(engine: Engine, models: tuple[Path, Pat
     async def at_once() -> None:
         for _ in range(2):
             every, last, [sample] = await asyncio.gather(
-                engine.logprobs(TEXT), engine.logprobs(TEXT, last=20), engine.sample(PROMPTS[5], SAMPLED, [0])
+                engine.logprobs(TEXT), engine.logprobs(TEXT, last=20), engine.generate(PROMPTS[5], SAMPLED, [0])
             )
             assert greatest_difference(every, expected) < 1e-4
             assert greatest_difference(last, expected[-20:]) < 1e-4
@@ -326,13 +326,13 @@ def test_a_failed_stage_leaves_the_engine_usable(engine: Engine, models: tuple[P
     before = one(engine, PROMPTS[5], SAMPLED)
 
     async def fails() -> None:
-        await engine.sample(PROMPTS[0], SamplingParams(0.0, 1.0, 1), [0])
+        await engine.generate(PROMPTS[0], SamplingParams(0.0, 1.0, 1), [0])
         raise KeyError("a bug in a judge")
 
     async def stage() -> None:
         async with asyncio.TaskGroup() as group:
             for messages in PROMPTS:
-                group.create_task(engine.sample(messages, SAMPLED, [1, 2]))
+                group.create_task(engine.generate(messages, SAMPLED, [1, 2]))
             group.create_task(fails())
 
     with pytest.raises(ExceptionGroup) as raised:
@@ -346,8 +346,8 @@ def test_one_cancelled_request_does_not_hang_the_others(engine: Engine) -> None:
     expected = one(engine, PROMPTS[5], SAMPLED)
 
     async def stage() -> Completion:
-        kept = asyncio.create_task(engine.sample(PROMPTS[5], SAMPLED, [0]))
-        dropped = asyncio.create_task(engine.sample(PROMPTS[6], SAMPLED, [0]))
+        kept = asyncio.create_task(engine.generate(PROMPTS[5], SAMPLED, [0]))
+        dropped = asyncio.create_task(engine.generate(PROMPTS[6], SAMPLED, [0]))
         await asyncio.sleep(0)
         dropped.cancel()
         async with asyncio.timeout(30):

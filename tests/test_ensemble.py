@@ -206,11 +206,11 @@ class Critic:
 
     model = "M1"
 
-    async def sample(self, messages, params, seeds):
+    async def generate(self, messages, params, seeds):
         found = [score for word, score in QUALITY.items() if word in messages[-1]["content"].split()]
         return [Completion(f"Score: {found[0]}" if found else "A riddle.", "stop", 3) for _ in seeds]
 
-    async def chances(self, messages, begun, options):
+    async def option_probs(self, messages, prefix, options):
         found = [score for word, score in QUALITY.items() if word in messages[-1]["content"].split()]
         yes = found[0] / 10 if found else 0.9
         return [yes / 2 if option.lower() == "yes" else (1 - yes) / 2 for option in options]

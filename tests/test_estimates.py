@@ -19,7 +19,7 @@ from selfreward.estimates.data_size import count
 from selfreward.estimates.fits import first_problem
 from selfreward.estimates.machine import GIB, GPUS, Device, Machine, cpu, machine
 from selfreward.estimates.requests import Requests, of_a_prompt
-from selfreward.estimates.run_estimate import Outline
+from selfreward.estimates.run_estimate import RunEstimate
 from selfreward.estimates.serving_memory import serving
 from selfreward.estimates.tables import as_dict, lines
 from selfreward.launchers.layout import Layout
@@ -60,8 +60,8 @@ def room(monkeypatch: pytest.MonkeyPatch) -> None:
     leave_disk(monkeypatch, 1 << 50)
 
 
-def outline(model: ModelSettings, machine: Machine, *overrides: str, recipe: Path = LLAMA) -> Outline:
-    return Outline(selfreward.load_recipe(recipe, [f"model.path={model.path}", *overrides]), machine)
+def estimate(model: ModelSettings, machine: Machine, *overrides: str, recipe: Path = LLAMA) -> RunEstimate:
+    return RunEstimate(selfreward.load_recipe(recipe, [f"model.path={model.path}", *overrides]), machine)
 
 
 def gpus(num: int, memory: int, nodes: int = 1) -> Machine:
@@ -120,7 +120,7 @@ def test_what_layers_without_a_cache_and_shared_heads_leave(tmp_path: Path) -> N
 
 
 def test_serving_as_worked_by_hand(published: dict[str, ModelSettings]) -> None:
-    planned = outline(published["Llama-3.1-8B"], gpus(8, 80), "engine.vllm.max_num_seqs=100")
+    planned = estimate(published["Llama-3.1-8B"], gpus(8, 80), "engine.vllm.max_num_seqs=100")
     served = planned.serving
     assert (served.replicas, served.devices) == (8, 1)
     assert served.budget == int(80 * GIB * 0.9)
@@ -136,7 +136,7 @@ def test_serving_as_worked_by_hand(published: dict[str, ModelSettings]) -> None:
 def test_the_cache_is_the_one_that_vllm_has_reported(published: dict[str, ModelSettings]) -> None:
     """Llama 3 8B on a GPU of 79.22 GiB, of which vLLM may take 0.9, in GiB (vllm-project/vllm#10511)."""
     reported = Machine(1, 1, Device("H100", int(79.22 * GIB), 3350e9, 989e12))
-    served = outline(published["Llama-3.1-8B"], reported, "engine.vllm.gpu_memory_utilization=0.9").serving
+    served = estimate(published["Llama-3.1-8B"], reported, "engine.vllm.gpu_memory_utilization=0.9").serving
     assert served.weights / GIB == pytest.approx(14.96, abs=0.005)
     assert (served.overhead + served.computing) / GIB == pytest.approx(1.79 + 1.26, rel=0.1)
     assert served.cache / GIB == pytest.approx(53.29, rel=0.01)
@@ -144,7 +144,7 @@ def test_the_cache_is_the_one_that_vllm_has_reported(published: dict[str, ModelS
 
 def test_more_gpus_to_a_replica_divide_weights_and_cache(published: dict[str, ModelSettings]) -> None:
     options = ["engine.vllm.tensor_parallel_size=4", "engine.vllm.kv_cache_dtype=fp8"]
-    served = outline(published["Llama-3.1-8B"], gpus(8, 80, nodes=2), *options).serving
+    served = estimate(published["Llama-3.1-8B"], gpus(8, 80, nodes=2), *options).serving
     assert (served.replicas, served.devices) == (4, 4)
     assert served.weights == 16_060_522_496 // 4
     assert served.bytes_a_token == 131_072 // 4 // 2
@@ -186,7 +186,7 @@ def accelerate(file: str) -> list[str]:
 def test_training_memory_as_worked_by_hand(published: dict[str, ModelSettings]) -> None:
     model, adapter, weights = published["Qwen2.5-0.5B"], 8_798_208, 2 * 494_032_768
     alone, many, divided = (
-        outline(model, gpus(num, 80), *settings).dpo
+        estimate(model, gpus(num, 80), *settings).dpo
         for num, settings in [(1, []), (8, []), (8, accelerate("fsdp2.yaml"))]
     )
     assert alone
@@ -221,7 +221,7 @@ def test_training_memory_as_worked_by_hand(published: dict[str, ModelSettings]) 
 def test_a_second_model_and_four_bits_are_counted(
     published: dict[str, ModelSettings], settings: list[str], reference: int, weights: int | None
 ) -> None:
-    trained = outline(published["Qwen2.5-0.5B"], gpus(1, 80), *settings).dpo
+    trained = estimate(published["Qwen2.5-0.5B"], gpus(1, 80), *settings).dpo
     assert trained
     embeddings = 151_936 * 896
     narrow = int((494_032_768 - embeddings) * 4.127 / 8) + 2 * embeddings
@@ -231,7 +231,7 @@ def test_a_second_model_and_four_bits_are_counted(
 
 def test_a_reference_that_comes_first_is_gone_before_the_first_step(published: dict[str, ModelSettings]) -> None:
     both, first = (
-        outline(published["Qwen2.5-0.5B"], gpus(1, 80), "training.reference=seed", *more).dpo
+        estimate(published["Qwen2.5-0.5B"], gpus(1, 80), "training.reference=seed", *more).dpo
         for more in ([], ["training.dpo.precompute_ref_log_probs=true"])
     )
     assert both
@@ -340,7 +340,7 @@ def test_what_does_not_fit_is_named_with_what_would_make_it_fit(
     published: dict[str, ModelSettings], machine: Machine, settings: list[str], what: str | None, found: Any
 ) -> None:
     model = published["Llama-3.1-8B"]
-    problem = first_problem(outline(model, machine, *settings))
+    problem = first_problem(estimate(model, machine, *settings))
     if what is None:
         assert problem is None
         return
@@ -353,12 +353,12 @@ def test_what_does_not_fit_is_named_with_what_would_make_it_fit(
     assert len(problem.settings) == len(found)
     assert all(each.startswith(begin) for each, begin in zip(problem.settings, found, strict=True))
     # What was found holds when it is typed.
-    then = first_problem(outline(model, machine, *settings, *problem.settings))
+    then = first_problem(estimate(model, machine, *settings, *problem.settings))
     assert then is None or then.need.what != what
 
 
 def test_a_disk_too_small_is_named(published: dict[str, ModelSettings], monkeypatch: pytest.MonkeyPatch) -> None:
-    planned = outline(published["Llama-3.1-8B"], gpus(1, 80))
+    planned = estimate(published["Llama-3.1-8B"], gpus(1, 80))
     leave_disk(monkeypatch, planned.disk - 1)
     problem = first_problem(planned)
     assert problem is not None
@@ -371,13 +371,13 @@ def test_on_a_cpu_the_engine_that_is_kept_shares_the_memory(tmp_path: Path) -> N
     model = write_config(tmp_path, PUBLISHED["Qwen2.5-0.5B"])
     node = Machine(1, 0, Device("CPU", 14 * GIB, 20e9, 160e9))
     settings = ["model.dtype=float32", "training.dpo.per_device_train_batch_size=1", "training.dpo.max_length=512"]
-    planned = outline(model, node, *settings)
+    planned = estimate(model, node, *settings)
     problem = first_problem(planned)
     assert problem is None, problem
     assert planned.keeps_engine
     assert planned.dpo
     short = Machine(1, 0, Device("CPU", planned.dpo.memory.total + GIB, 20e9, 160e9))
-    problem = first_problem(outline(model, short, *settings))
+    problem = first_problem(estimate(model, short, *settings))
     assert problem is not None
     assert problem.settings == ("launch.keep_engine=false",)
 
@@ -393,13 +393,13 @@ def test_requests_of_a_stage_and_what_they_share() -> None:
 
 
 def test_decoding_is_as_fast_as_memory_and_reading_as_arithmetic(published: dict[str, ModelSettings]) -> None:
-    planned = outline(published["Llama-3.1-8B"], gpus(1, 80), "engine.vllm.max_num_seqs=1")
+    planned = estimate(published["Llama-3.1-8B"], gpus(1, 80), "engine.vllm.max_num_seqs=1")
     server = speed.Server(planned.recipe, planned.sizes, planned.serving, planned.machine.device)
     # One sequence: all weights, and the cache of half of 1,000 tokens, for each token.
     moved = 2 * 8_030_261_248 + 500 * 131_072
     assert server.decoding(1000) == pytest.approx(3350e9 * 0.6 / moved)
     assert server.reading == pytest.approx(989e12 * 0.5 / (2 * 8_030_261_248))
-    four = outline(published["Llama-3.1-8B"], gpus(4, 80), "engine.vllm.max_num_seqs=1")
+    four = estimate(published["Llama-3.1-8B"], gpus(4, 80), "engine.vllm.max_num_seqs=1")
     assert four.serving.replicas == 4
     assert speed.Server(four.recipe, four.sizes, four.serving, four.machine.device).decoding(1000) == pytest.approx(
         4 * server.decoding(1000)
@@ -407,7 +407,7 @@ def test_decoding_is_as_fast_as_memory_and_reading_as_arithmetic(published: dict
 
 
 def test_training_takes_the_operations_of_its_passes(published: dict[str, ModelSettings]) -> None:
-    planned = outline(published["Llama-3.1-8B"], gpus(1, 80))
+    planned = estimate(published["Llama-3.1-8B"], gpus(1, 80))
     assert planned.dpo
     load = speed.training(planned.dpo, planned.sizes, planned.machine.device, 100, 2.0, 500.0)
     assert load.trained == 100_000
@@ -448,7 +448,7 @@ def test_measurements_of_the_run_take_the_place_of_assumptions(tmp_path: Path) -
     }.items():
         run.begin(Step(name, 1))
         run.commit(Step(name, 1), summary)
-    planned = Outline(recipe, Machine(1, 0, cpu()))
+    planned = RunEstimate(recipe, Machine(1, 0, cpu()))
     stages = {str(stage.step): stage for stage in planned.stages}
     assert stages["iteration 1: responses"].load.seconds == 7200.0
     assert stages["iteration 3: responses"].measured_in == 1
@@ -479,13 +479,13 @@ def test_the_plan_is_printed_for_people_and_for_programs(published: dict[str, Mo
     assert found["problem"]["need"]["what"] == "serving"
     assert [stage["stage"] for stage in found["stages"]][:3] == ["evaluate", "prompts", "responses"]
     assert found == json.loads(
-        json.dumps(as_dict(outline(published["Llama-3.1-8B"], machine(1, "16GiB", 1, None), "iterations=2")))
+        json.dumps(as_dict(estimate(published["Llama-3.1-8B"], machine(1, "16GiB", 1, None), "iterations=2")))
     )
 
 
 def test_what_a_server_judges_takes_a_time_that_is_not_known(published: dict[str, ModelSettings]) -> None:
     server = ["judge.engine.name=openai", "judge.engine.openai.base_url=http://a/v1", "judge.engine.openai.model=m"]
-    planned = outline(published["Qwen2.5-0.5B"], gpus(1, 80), *server)
+    planned = estimate(published["Qwen2.5-0.5B"], gpus(1, 80), *server)
     stages = {str(stage.step): stage.load for stage in planned.stages}
     assert stages["iteration 1: judgements"].seconds is None
     assert stages["iteration 1: judgements"].written > 0
@@ -495,7 +495,7 @@ def test_what_a_server_judges_takes_a_time_that_is_not_known(published: dict[str
 
 def test_a_batch_that_the_processes_cannot_share_is_an_error(published: dict[str, ModelSettings]) -> None:
     with pytest.raises(ValueError, match="which 3 processes can't share evenly"):
-        assert outline(published["Qwen2.5-0.5B"], gpus(3, 80)).dpo
+        assert estimate(published["Qwen2.5-0.5B"], gpus(3, 80)).dpo
 
 
 def test_the_layers_of_a_plan_are_those_of_the_model(published: dict[str, ModelSettings]) -> None:

@@ -27,17 +27,17 @@ DATA = [Graded("P", f"R{score}", f"count no\nScore: {score}") for score in (5, 3
 class Reader:
     """An engine whose texts are listed beforehand, and whose next tokens have given chances."""
 
-    def __init__(self, chances: dict[str, float] | None, *texts: str | Completion, vocabulary=None) -> None:
-        self.model, self.given, self.texts, self.vocabulary = "M1", chances, list(texts), vocabulary
+    def __init__(self, probs: dict[str, float] | None, *texts: str | Completion, vocabulary=None) -> None:
+        self.model, self.given, self.texts, self.vocabulary = "M1", probs, list(texts), vocabulary
         self.asked, self.sampled = [], []
 
-    async def sample(self, messages, params, seeds):
+    async def generate(self, messages, params, seeds):
         self.sampled += seeds
         texts = [self.texts.pop(0) for _ in seeds]
         return [text if isinstance(text, Completion) else Completion(text, "stop", 5) for text in texts]
 
-    async def chances(self, messages, begun, options):
-        self.asked.append((messages[-1]["content"], begun, tuple(options)))
+    async def option_probs(self, messages, prefix, options):
+        self.asked.append((messages[-1]["content"], prefix, tuple(options)))
         missing = [option for option in options if self.vocabulary is not None and option not in self.vocabulary]
         if missing:
             raise NotAToken(f"{missing[0]!r} is no single token of {self.model}")
@@ -71,7 +71,7 @@ def test_at_once_is_one_question_a_response_and_nothing_is_sampled():
     engine = Reader({"5": 1.0})
     judgements = expected(engine, *RESPONSES, **AT_ONCE)
     assert [(j.subject_ids, j.vote, j.score) for j in judgements] == [(["r0"], 0, 5.0), (["r1"], 0, 5.0)]
-    assert [(begun, options) for _, begun, options in engine.asked] == [("Score:", tuple("012345"))] * 2
+    assert [(prefix, options) for _, prefix, options in engine.asked] == [("Score:", tuple("012345"))] * 2
     assert "oak" in engine.asked[0][0]
     assert "elm" in engine.asked[1][0]
     assert engine.sampled == []
@@ -87,7 +87,7 @@ def test_the_range_of_scores_is_the_recipes():
 def test_each_vote_is_read_where_its_last_score_stands():
     engine = Reader({"3": 0.5, "4": 0.5}, "Score: 1\nno, wait.\nScore: 5\n", "It is fine.\n**Score:** 2/5", "Good!")
     judgements = expected(engine, votes=3)
-    assert [begun for _, begun, _ in engine.asked] == [
+    assert [prefix for _, prefix, _ in engine.asked] == [
         "Score: 1\nno, wait.\nScore:",
         "It is fine.\n**Score:**",
     ]
@@ -103,7 +103,7 @@ def test_each_vote_is_read_where_its_last_score_stands():
 
 
 @pytest.mark.parametrize(
-    ("text", "begun"),
+    ("text", "prefix"),
     [
         ("Score: 4", "Score:"),
         ("why\n- final score : <4>", "why\n- final score : <"),
@@ -111,8 +111,8 @@ def test_each_vote_is_read_where_its_last_score_stands():
         ("Score: four", "Score:"),
     ],
 )
-def test_the_text_is_cut_where_a_number_would_stand(text, begun):
-    assert up_to_score(text) == (begun, None)
+def test_the_text_is_cut_where_a_number_would_stand(text, prefix):
+    assert up_to_score(text) == (prefix, None)
 
 
 @pytest.mark.parametrize(
@@ -261,12 +261,12 @@ def next_words(tiny_random_model):
     tokenizer = AutoTokenizer.from_pretrained(tiny_random_model)
     model = AutoModelForCausalLM.from_pretrained(tiny_random_model)
 
-    def read(messages: list[Message], begun: str) -> dict[str, float]:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + begun
+    def read(messages: list[Message], prefix: str) -> dict[str, float]:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + prefix
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         with torch.no_grad():
-            chances = model(ids).logits[0, -1].softmax(-1)
-        return {word: float(chances[number]) for word, number in tokenizer.get_vocab().items()}
+            probs = model(ids).logits[0, -1].softmax(-1)
+        return {word: float(probs[number]) for word, number in tokenizer.get_vocab().items()}
 
     return read
 
@@ -275,9 +275,9 @@ class Thinking:
     """The real vLLM, but for the judge's thoughts: a random model would never announce a score."""
 
     def __init__(self, engine, thoughts: str) -> None:
-        self.model, self.chances, self.thoughts = engine.model, engine.chances, thoughts
+        self.model, self.option_probs, self.thoughts = engine.model, engine.option_probs, thoughts
 
-    async def sample(self, messages, params, seeds):
+    async def generate(self, messages, params, seeds):
         return [Completion(self.thoughts, "stop", 9) for _ in seeds]
 
 

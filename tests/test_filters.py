@@ -32,7 +32,7 @@ def reasons(pipeline, *tasks):
     found = []
     for each in tasks:
         before = len(pipeline.removed)
-        stays = pipeline.admit([each]) == [each]
+        stays = pipeline.filter([each]) == [each]
         details = [removal.detail for removal in pipeline.removed[before:]]
         assert len(details) == (not stays)
         found.append(None if stays else details[0])
@@ -177,7 +177,7 @@ def test_a_library_that_is_missing_is_named():
 
 def test_novelty_is_the_share_of_new_runs():
     pipeline = filters("novelty", novelty={"ngram": 2, "min_new": 0.5})
-    pipeline.know([task("Name a red bird of Peru")])  # name a, a red, red bird, bird of, of peru
+    pipeline.add_known([task("Name a red bird of Peru")])  # name a, a red, red bird, bird of, of peru
     found = reasons(
         pipeline,
         task("Name a red car of Peru"),  # new: red car, car of
@@ -190,7 +190,7 @@ def test_novelty_is_the_share_of_new_runs():
 
 def test_novelty_of_instructions_shorter_than_a_run():
     pipeline = filters("novelty", novelty={"ngram": 4, "min_new": 0.5})
-    pipeline.know([task("Name it"), task("Name a bird of Peru")])
+    pipeline.add_known([task("Name it"), task("Name a bird of Peru")])
     found = reasons(pipeline, task("name it!"), task("Name"), task("A bird of"))
     assert found == ["0 of 1 runs of 4 words are new", None, None]
 
@@ -220,7 +220,7 @@ def test_a_task_that_contradicts_itself_goes_with_all_its_instances():
         task(fish, "owl", "no"),
     ]
     pipeline = filters("contradiction")
-    assert pipeline.admit(tasks) == tasks[3:]
+    assert pipeline.filter(tasks) == tasks[3:]
     assert [(each.input, each.filter, each.detail) for each in pipeline.removed] == [
         (name, "contradiction", 'the input "owl" has different outputs') for name in ("owl", "cod", "owl")
     ]
@@ -239,19 +239,19 @@ def test_what_is_no_contradiction():
         task("Is it a bird?", "owl", "no", context=system),
     ]
     pipeline = filters("contradiction")
-    pipeline.admit(tasks)
+    pipeline.filter(tasks)
     assert pipeline.counts() == {"removed_duplicate": 5}
 
 
 def test_instances_of_an_instruction_that_was_admitted_before():
     pipeline = filters("length", "empty_output", "contradiction")
-    [instruction] = pipeline.admit([task("Is it really a bird?")])
+    [instruction] = pipeline.filter([task("Is it really a bird?")])
     made = [
         task(instruction.instruction, *each) for each in (("owl", "yes"), ("cod", ""), ("owl", "yes"), ("elk", "no"))
     ]
-    assert pipeline.admit_instances(made) == [made[0], made[3]]
+    assert pipeline.filter_instances(made) == [made[0], made[3]]
     assert pipeline.counts() == {"removed_empty_output": 1, "removed_duplicate": 1}
-    assert pipeline.admit_instances([made[0], task(instruction.instruction, "owl", "no")]) == []
+    assert pipeline.filter_instances([made[0], task(instruction.instruction, "owl", "no")]) == []
 
 
 REFUSALS = [
@@ -553,7 +553,7 @@ def test_long_texts_are_looked_at_quickly():
 def test_filters_look_in_their_order_and_are_counted_in_it():
     short, both, colon = task("Draw it"), task("-Draw"), task("Name a bird of Peru.", "", "It is:")
     pipeline = filters("keywords", "first_character", "length", "trailing_colon")
-    assert pipeline.admit([colon, both, short, task("-Name it")]) == []
+    assert pipeline.filter([colon, both, short, task("-Name it")]) == []
     assert [(each.instruction, each.filter) for each in pipeline.removed] == [
         (colon.instruction, "trailing_colon"),
         ("-Draw", "keywords"),
@@ -571,7 +571,7 @@ def test_filters_look_in_their_order_and_are_counted_in_it():
 def test_a_removal_says_what_why_and_where_it_was_from(tmp_path):
     pipeline = filters("length")
     removed, kept = Task.make("Too short", "a.jsonl", "in", output="out"), task("This is long enough.")
-    assert pipeline.admit([removed, kept]) == [kept]
+    assert pipeline.filter([removed, kept]) == [kept]
     assert pipeline.removed == [
         Removal(removed.id, "Too short", "in", "out", "a.jsonl", "length", "2 words, fewer than 4")
     ]
@@ -582,11 +582,13 @@ def test_a_removal_says_what_why_and_where_it_was_from(tmp_path):
 def test_the_same_task_again_is_a_duplicate_of_what_was_there():
     pipeline = filters()
     first = task("Name a bird.", "of Peru", "Condor")
-    assert pipeline.admit([first, task("Name a bird.", "of Peru", "Inca tern"), task("Name a bird.", "of Chile")]) != []
+    assert (
+        pipeline.filter([first, task("Name a bird.", "of Peru", "Inca tern"), task("Name a bird.", "of Chile")]) != []
+    )
     [removal] = pipeline.removed
     assert (removal.filter, removal.neighbour_id, removal.neighbour, removal.similarity) == (
         "duplicate",
-        first.alone,
+        first.instruction_id,
         "Name a bird.",
         1.0,
     )
@@ -598,7 +600,7 @@ def test_instances_of_an_instruction_share_its_verdict():
     pipeline = filters("length", "novelty", "empty_output")
     tasks = [task(good, "run", "yes"), task(bad, "run", "yes"), task(good, "owl", ""), task(bad, "owl", "no"),
              task(good, "elk", "no")]  # fmt: skip
-    assert pipeline.admit(tasks) == [tasks[0], tasks[4]]
+    assert pipeline.filter(tasks) == [tasks[0], tasks[4]]
     assert [(each.input, each.filter, each.detail) for each in pipeline.removed] == [
         ("run", "length", "2 words, fewer than 4"),
         ("owl", "empty_output", "the output is empty"),
@@ -608,15 +610,15 @@ def test_instances_of_an_instruction_share_its_verdict():
 
 def test_text_filters_look_at_every_instance_and_at_what_has_no_output():
     pipeline = filters("empty_output", "toxicity")
-    [clean] = pipeline.admit([task("Translate this word."), task("Translate this shit.")])
+    [clean] = pipeline.filter([task("Translate this word."), task("Translate this shit.")])
     tasks = [
         task(clean.instruction, "chat", "cat"),
         task(clean.instruction, "merde", "shit"),
         task(clean.instruction, "a"),
     ]
-    assert pipeline.admit_instances(tasks[:2]) == tasks[:1]
+    assert pipeline.filter_instances(tasks[:2]) == tasks[:1]
     again = filters("toxicity")
-    assert again.admit([tasks[1], *tasks, task(clean.instruction, "fucking")]) == [tasks[0], tasks[2]]
+    assert again.filter([tasks[1], *tasks, task(clean.instruction, "fucking")]) == [tasks[0], tasks[2]]
     assert pipeline.counts() == {"removed_toxicity": 2}
     assert again.counts() == {"removed_toxicity": 3}
 
@@ -627,15 +629,15 @@ def test_no_more_are_looked_at_than_are_wanted():
         task(text)
         for text in ("Too short", "Name a bird of Peru", "Name a bird of Chile", "Short", "Name a bird of Uri")
     ]
-    assert pipeline.admit(tasks, most=2) == tasks[1:3]
+    assert pipeline.filter(tasks, most=2) == tasks[1:3]
     assert [each.instruction for each in pipeline.removed] == ["Too short"]
-    assert pipeline.admit(tasks[3:], most=0) == []
+    assert pipeline.filter(tasks[3:], most=0) == []
 
 
 def test_what_was_admitted_and_not_used_is_recorded_and_stays_known():
     pipeline = filters("novelty")
-    used, unused = pipeline.admit([task("Name a bird of Peru"), task("Draw a cat with hats")])
-    pipeline.settle([task(used.instruction, "", "Condor")])
+    used, unused = pipeline.filter([task("Name a bird of Peru"), task("Draw a cat with hats")])
+    pipeline.finish([task(used.instruction, "", "Condor")])
     [removal] = pipeline.removed
     assert (removal.id, removal.filter, removal.known) == (unused.id, "unused", True)
     assert reasons(pipeline, task("Draw a cat with hats!")) == ["0 of 3 runs of 3 words are new"]
@@ -643,18 +645,18 @@ def test_what_was_admitted_and_not_used_is_recorded_and_stays_known():
 
 def test_an_instruction_whose_instance_was_kept_was_used():
     pipeline = filters()
-    assert pipeline.admit([task("Is it a bird?")]) != []
+    assert pipeline.filter([task("Is it a bird?")]) != []
     kept = task("Is it a bird?", "owl", "yes")
-    pipeline.settle([kept])
+    pipeline.finish([kept])
     assert pipeline.removed == []
     assert reasons(pipeline, kept)[0] is not None
 
 
 def test_a_fresh_pool_is_empty():
     pipeline = filters("length")
-    pipeline.know([task("Name a bird of Peru")])
-    assert pipeline.fresh().admit([task("Name a bird of Peru")]) != []
-    assert pipeline.admit([task("Name a bird of Peru")]) == []
+    pipeline.add_known([task("Name a bird of Peru")])
+    assert pipeline.fresh().filter([task("Name a bird of Peru")]) != []
+    assert pipeline.filter([task("Name a bird of Peru")]) == []
 
 
 SYSTEM = [{"role": "system", "content": "Be brief."}]
@@ -680,20 +682,20 @@ ITERATIONS = [
 def test_a_pool_read_from_records_decides_as_the_one_in_memory(tmp_path):
     names = ("length", "novelty", "contradiction")
     memory = filters(*names)
-    first = memory.admit(ITERATIONS[0])
+    first = memory.filter(ITERATIONS[0])
     kept = [first[0], first[1]]
-    memory.settle(kept)
+    memory.finish(kept)
     write_records(tmp_path / "tasks.jsonl", kept)
     write_records(tmp_path / "removed.jsonl", memory.removed)
     assert [each.instruction for each in memory.removed if each.known] == [each.instruction for each in first[2:]]
 
     rebuilt = filters(*names)
-    rebuilt.know(read_records(tmp_path / "tasks.jsonl", Task))
-    rebuilt.recall(read_records(tmp_path / "removed.jsonl", Removal))
+    rebuilt.add_known(read_records(tmp_path / "tasks.jsonl", Task))
+    rebuilt.restore(read_records(tmp_path / "removed.jsonl", Removal))
     memory.removed.clear()
     for pipeline in (memory, rebuilt):
-        pipeline.know([task("Count the queens of Spain")])  # a source knows its seeds in each iteration
-    assert memory.admit(ITERATIONS[1]) == rebuilt.admit(ITERATIONS[1]) == [ITERATIONS[1][5]]
+        pipeline.add_known([task("Count the queens of Spain")])  # a source knows its seeds in each iteration
+    assert memory.filter(ITERATIONS[1]) == rebuilt.filter(ITERATIONS[1]) == [ITERATIONS[1][5]]
     assert memory.removed == rebuilt.removed
     assert [each.filter for each in memory.removed] == ["novelty", "length", "duplicate", "novelty", "novelty"]
 
@@ -701,7 +703,7 @@ def test_a_pool_read_from_records_decides_as_the_one_in_memory(tmp_path):
 @pytest.mark.usefixtures("own_module")
 def test_a_filter_of_ones_own():
     pipeline = filters("own_filters:Parity")
-    assert pipeline.admit([answered("ab"), answered("abc", "x"), task("No output")]) != []
+    assert pipeline.filter([answered("ab"), answered("abc", "x"), task("No output")]) != []
     assert [each.detail for each in pipeline.removed] == ["3 came"]
     assert pipeline.counts() == {"removed_own_filters:Parity": 1}
 

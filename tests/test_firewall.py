@@ -408,7 +408,7 @@ class Writer:
     def __init__(self, rng: random.Random) -> None:
         self.rng, self.own, self.kind = rng, None, ""
 
-    async def sample(self, messages, params, seeds):
+    async def generate(self, messages, params, seeds):
         [response] = re.findall(r"<response(-[0-9]+|)>\n(.*)\n</response\1>", messages[0]["content"], re.DOTALL)
         echo = self.rng.choice(QUOTES)(response[1])
         own = self.rng.choice([0.0, 1.0, 2.0, 2.5, 3.0, 4.0])

@@ -16,7 +16,7 @@ from trainings import make_run
 from selfreward.engines import Engine, SamplingParams
 from selfreward.engines.transformers import TransformersEngine
 from selfreward.engines.vllm import VLLMEngine
-from selfreward.errors import HandoverError
+from selfreward.errors import WeightCheckError
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.run import history
 from selfreward.run.run import Run
@@ -30,7 +30,7 @@ SETTINGS = EngineSettings(vllm={"max_model_len": 128})
 
 
 def text(engine: Engine) -> str:
-    return asyncio.run(engine.sample(MESSAGES, GREEDY, [0]))[0].text
+    return asyncio.run(engine.generate(MESSAGES, GREEDY, [0]))[0].text
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -64,7 +64,7 @@ if __name__ == "__main__":
     for path in (first, second):
         if engine.model != path:
             engine.reload(path)
-        print(">", asyncio.run(engine.sample(message, SamplingParams(0.0, 1.0, 12), [0]))[0].text)
+        print(">", asyncio.run(engine.generate(message, SamplingParams(0.0, 1.0, 12), [0]))[0].text)
     children = multiprocessing.active_children()
     engine.close()
     print(">", len(children), len(multiprocessing.active_children()))
@@ -136,7 +136,9 @@ def test_old_weights_are_not_taken_for_the_new_ones(serving: Engines, trained: R
     monkeypatch.setattr(VLLMEngine, "_replace_weights", lambda self, path: True)
     monkeypatch.setattr(TransformersEngine, "reload", lambda self, path: setattr(self, "model", path))
     serving.policy(trained.model_path(1))
-    with pytest.raises(HandoverError, match=r"does not serve iter_1/model: .* differ from .* by .* -?0% of the change"):
+    with pytest.raises(
+        WeightCheckError, match=r"does not serve iter_1/model: .* differ from .* by .* -?0% of the change"
+    ):
         serving.policy(trained.model_path(2))
 
 
@@ -145,7 +147,7 @@ def test_an_adapter_that_was_left_out_is_found(serving: Engines, trained: Run) -
     right = merged.read_bytes()
     merged.write_bytes(Path(trained.model_path(1), "model.safetensors").read_bytes())
     try:
-        with pytest.raises(HandoverError, match=r"does not serve iter_1/model: .* -?0% of the change is served"):
+        with pytest.raises(WeightCheckError, match=r"does not serve iter_1/model: .* -?0% of the change is served"):
             serving.policy(trained.model_path(2))
     finally:
         merged.write_bytes(right)
@@ -156,13 +158,13 @@ def test_a_prefix_cache_of_the_old_weights_is_found(serving: Engines, trained: R
     engine = serving.policy(trained.model_path(1))
     llm = engine.engines[0]._engine
     monkeypatch.setattr(type(llm), "reset_prefix_cache", lambda self: True)
-    with pytest.raises(HandoverError, match="does not serve iter_1/model through its prefix cache"):
+    with pytest.raises(WeightCheckError, match="does not serve iter_1/model through its prefix cache"):
         serving.policy(trained.model_path(2))
 
 
 def test_a_merge_that_lost_the_adapter_stops_the_training(tmp_path: Path, tiny_random_model: Path, monkeypatch) -> None:
     run = make_run(tmp_path, tiny_random_model)
     monkeypatch.setattr(Linear, "merge", lambda self, **options: None)
-    with pytest.raises(HandoverError, match="the saved model is not the trained policy"):
+    with pytest.raises(WeightCheckError, match="the saved model is not the trained policy"):
         train_iteration(run, 1)
     assert not run.stage("train", 1).done

@@ -9,7 +9,7 @@ from conftest import make_random_model
 import selfreward
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.evaluation.health import signs
-from selfreward.prompts.base import Desk
+from selfreward.prompts.base import SourceContext
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Task
 from selfreward.run.folders import iteration_of
@@ -66,25 +66,25 @@ class Writer:
     def check(self) -> None:
         pass
 
-    def tasks(self, desk: Desk) -> list[Task]:
+    def tasks(self, desk: SourceContext) -> list[Task]:
         texts = self.healthy(desk) if desk.iteration == 1 else self.texts(desk)
-        return desk.filters.admit([Task.make(text, "test") for text in texts])
+        return desk.filters.filter([Task.make(text, "test") for text in texts])
 
-    def healthy(self, desk: Desk) -> list[str]:
+    def healthy(self, desk: SourceContext) -> list[str]:
         pairs = [(verb, word) for verb in self._verbs for word in WORDS[:4]]
         return [f"{verb} the {word} of {n} {desk.iteration} lands" for n, (verb, word) in enumerate(pairs)]
 
-    def texts(self, desk: Desk) -> list[str]:
+    def texts(self, desk: SourceContext) -> list[str]:
         return self.healthy(desk)
 
 
 class Narrow(Writer):
-    def texts(self, desk: Desk) -> list[str]:
+    def texts(self, desk: SourceContext) -> list[str]:
         return [f"Name the fox of {n} lands" for n in range(100, 124)]
 
 
 class Stuck(Writer):
-    def texts(self, desk: Desk) -> list[str]:
+    def texts(self, desk: SourceContext) -> list[str]:
         desk.count("gave_up")
         return [*(["fox"] * 300), *self.healthy(desk)[:20]]
 

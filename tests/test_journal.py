@@ -121,7 +121,7 @@ def test_a_disk_that_fails_is_told_and_nothing_is_appended_behind_a_torn_line(tm
 
 
 def test_a_nearly_full_disk_stops_the_stage(tmp_path, monkeypatch):
-    leave_disk(monkeypatch, module.RESERVE - 1)
+    leave_disk(monkeypatch, module.RESERVED_BYTES - 1)
     journal = Journal(tmp_path / "j")
     with pytest.raises(DiskFull, match="63 MiB of disk are left"):
         journal.add(key(0), "x")
@@ -136,13 +136,13 @@ class Counting:
     def __init__(self) -> None:
         self.asked: list[tuple[str, int]] = []
 
-    async def sample(self, messages, params, seeds):
+    async def generate(self, messages, params, seeds):
         self.asked += [(messages[-1]["content"], seed) for seed in seeds]
         return [Completion(f"{messages[-1]['content']} {seed}", "stop", 2) for seed in seeds]
 
 
 def ask(journal: Journal, engine: Counting, *seeds: int, role: str = "policy", params: SamplingParams = PARAMS):
-    return asyncio.run(JournaledEngine(engine, journal, role).sample(ASKED, params, seeds))
+    return asyncio.run(JournaledEngine(engine, journal, role).generate(ASKED, params, seeds))
 
 
 def test_a_request_that_finished_is_not_asked_again(tmp_path):
@@ -179,8 +179,8 @@ def test_a_penalty_makes_another_request_and_without_one_keys_are_those_of_old_j
 class Together(Counting):
     """Finishes each request only when three are under way."""
 
-    async def sample(self, messages, params, seeds):
-        completions = await super().sample(messages, params, seeds)
+    async def generate(self, messages, params, seeds):
+        completions = await super().generate(messages, params, seeds)
         while len(self.asked) < 3:
             await asyncio.sleep(0)
         return completions
@@ -199,7 +199,7 @@ def test_what_this_attempt_asked_itself_is_not_counted_as_resumed(tmp_path):
         with Journal(tmp_path / "journal.jsonl") as journal:
             engine = JournaledEngine(Counting("M1", None, None), journal, "judge")
             for _ in range(3):
-                asyncio.run(engine.sample([{"role": "user", "content": "a"}], SamplingParams(0.0, 1.0, 8), [0]))
+                asyncio.run(engine.generate([{"role": "user", "content": "a"}], SamplingParams(0.0, 1.0, 8), [0]))
             return engine.summary(1.0)
 
     assert "resumed" not in ask()

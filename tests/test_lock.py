@@ -35,7 +35,7 @@ import fcntl, os, signal, subprocess, sys, time
 from pathlib import Path
 from selfreward.runtime import lock
 folder = Path(sys.argv[1])
-lock.BEAT, lock.WATCH, lock.END, lock.PAUSE = 0.05, 0.5, 0.1, 0.005
+lock.HEARTBEAT_S, lock.WATCH_S, lock.SHUTDOWN_TIMEOUT_S, lock.RETRY_PAUSE_S = 0.05, 0.5, 0.1, 0.005
 """
 
 
@@ -92,10 +92,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "BEAT", 0.05)
-    monkeypatch.setattr(lock, "WATCH", 0.5)
-    monkeypatch.setattr(lock, "PAUSE", 0.005)
-    for name in ("RANK", lock.VARIABLE):
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(lock, "WATCH_S", 0.5)
+    monkeypatch.setattr(lock, "RETRY_PAUSE_S", 0.005)
+    for name in ("RANK", lock.TOKEN_VARIABLE):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -146,7 +146,7 @@ def test_a_killed_holder_leaves_it_free_without_a_wait(
     first = start(HOLD)
     first.line()
     first.kill()
-    assert str(first.process.pid) in (tmp_path / lock.NAME).read_text()
+    assert str(first.process.pid) in (tmp_path / lock.LOCK_FILE).read_text()
     assert holder(tmp_path) is None
     assert_free(tmp_path)
     assert capsys.readouterr().err == ""
@@ -154,15 +154,15 @@ def test_a_killed_holder_leaves_it_free_without_a_wait(
 
 def test_leaving_empties_the_file_and_keeps_it(tmp_path: Path) -> None:
     with RunLock(tmp_path):
-        first = (tmp_path / lock.NAME).stat()
-    assert (tmp_path / lock.NAME).read_bytes() == b""
+        first = (tmp_path / lock.LOCK_FILE).stat()
+    assert (tmp_path / lock.LOCK_FILE).read_bytes() == b""
     assert_free(tmp_path)
-    assert (tmp_path / lock.NAME).stat().st_ino == first.st_ino
+    assert (tmp_path / lock.LOCK_FILE).stat().st_ino == first.st_ino
     assert first.st_mode & 0o777 == 0o600
 
 
 CONTEND = """
-lock.TRIES = 3
+lock.MAX_TRIES = 3
 for line in iter(sys.stdin.readline, ""):
     name, moment = line.split()
     while time.monotonic() < float(moment):
@@ -193,8 +193,8 @@ def test_of_processes_that_start_at_the_same_moment_exactly_one_gets_it(tmp_path
 
 def test_a_look_at_the_holder_does_not_make_a_starting_writer_fail(tmp_path: Path) -> None:
     """The look holds a shared lock for an instant; here it is a long one."""
-    (tmp_path / lock.NAME).touch()
-    with (tmp_path / lock.NAME).open() as look:
+    (tmp_path / lock.LOCK_FILE).touch()
+    with (tmp_path / lock.LOCK_FILE).open() as look:
         fcntl.flock(look, fcntl.LOCK_SH)
         assert holder(tmp_path) is None
         end = threading.Timer(0.03, fcntl.flock, (look, fcntl.LOCK_UN))
@@ -217,28 +217,28 @@ def test_the_holder_is_who_writes_now(tmp_path: Path, start: Start) -> None:
 
 
 def test_a_holder_is_seen_whole_while_it_beats(tmp_path: Path, start: Start) -> None:
-    first = start(f"lock.BEAT = 0\n{HOLD}")
+    first = start(f"lock.HEARTBEAT_S = 0\n{HOLD}")
     first.line()
     found = [holder(tmp_path) for _ in range(1000)]
     assert {h and h.pid for h in found} == {first.process.pid}
 
 
 def test_a_file_caught_in_the_middle_of_a_write_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "PAUSE", 0.5)
-    (tmp_path / lock.NAME).write_text(entry()[:20])
-    rest = threading.Timer(0.1, (tmp_path / lock.NAME).write_text, (entry(),))
+    monkeypatch.setattr(lock, "RETRY_PAUSE_S", 0.5)
+    (tmp_path / lock.LOCK_FILE).write_text(entry()[:20])
+    rest = threading.Timer(0.1, (tmp_path / lock.LOCK_FILE).write_text, (entry(),))
     rest.start()
     assert holder(tmp_path) is not None
     rest.join()
 
 
 def test_a_killed_holder_of_another_host_is_an_uncertain_one(tmp_path: Path) -> None:
-    (tmp_path / lock.NAME).write_text(entry())
+    (tmp_path / lock.LOCK_FILE).write_text(entry())
     assert holder(tmp_path) == Holder("elsewhere", 7, "2026-01-01T00:00:00+00:00", certain=False)
 
 
 def test_a_process_without_a_name_is_reported_as_such(tmp_path: Path) -> None:
-    with (tmp_path / lock.NAME).open("w") as file:
+    with (tmp_path / lock.LOCK_FILE).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert "by a process that has not given its name" in refusal(tmp_path)
         assert holder(tmp_path) == Holder("an unknown host", 0, "an unknown time")
@@ -250,7 +250,7 @@ BEATS_ELSEWHERE = """
 import socket
 socket.gethostname = lambda: "elsewhere"
 fcntl.flock = lambda descriptor, kind: None
-lock.BEAT = 0.2
+lock.HEARTBEAT_S = 0.2
 """
 
 
@@ -280,16 +280,16 @@ def test_a_dead_holder_on_another_host_is_followed_after_a_watch(
 
 
 def test_a_release_on_another_host_ends_the_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "WATCH", 1e9)
-    (tmp_path / lock.NAME).write_text(entry())
-    release = threading.Timer(0.2, (tmp_path / lock.NAME).write_text, ("",))
+    monkeypatch.setattr(lock, "WATCH_S", 1e9)
+    (tmp_path / lock.LOCK_FILE).write_text(entry())
+    release = threading.Timer(0.2, (tmp_path / lock.LOCK_FILE).write_text, ("",))
     release.start()
     assert_free(tmp_path)
     release.join()
 
 
 def test_a_holder_that_another_host_took_for_dead_ends_and_leaves_the_run_to_it(tmp_path: Path, start: Start) -> None:
-    first = start(f"signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\nlock.BEAT = 0.4\n{HOLD}")
+    first = start(f"signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\nlock.HEARTBEAT_S = 0.4\n{HOLD}")
     first.line()
     first.process.send_signal(signal.SIGSTOP)
     other = start(BEATS_ELSEWHERE + HOLD)
@@ -310,7 +310,12 @@ def test_a_child_with_the_token_enters_and_leaves_the_lock_alone(tmp_path: Path,
 
 
 def test_a_child_without_the_token_is_refused(tmp_path: Path, start: Start) -> None:
-    environments: tuple[dict[str, str], ...] = ({}, {lock.VARIABLE: "another"}, {lock.VARIABLE: ""}, {"RANK": "0"})
+    environments: tuple[dict[str, str], ...] = (
+        {},
+        {lock.TOKEN_VARIABLE: "another"},
+        {lock.TOKEN_VARIABLE: ""},
+        {"RANK": "0"},
+    )
     with RunLock(tmp_path):
         for child in [start(HOLD, **environment) for environment in environments]:
             status, errors = child.end()
@@ -339,7 +344,7 @@ print("still lives", flush=True)
 time.sleep(1000)
 '''
 with lock.RunLock(folder) as held:
-    environment = {{**os.environ, "{lock.VARIABLE}": held.token}}
+    environment = {{**os.environ, "{lock.TOKEN_VARIABLE}": held.token}}
     command = [sys.executable, "-c", os.environ["PREPARE"] + watched, str(folder)]
     # What the child says at its end has no reader any more.
     child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
@@ -370,14 +375,14 @@ def test_a_watched_child_lives_as_long_as_its_holder(tmp_path: Path, start: Star
         first.kill()
     else:
         first.process.send_signal(signal.SIGSTOP)
-        (tmp_path / lock.NAME).write_text(entry())
+        (tmp_path / lock.LOCK_FILE).write_text(entry())
     until(lambda: not is_alive(pid))
 
 
 WATCHED_FROM_ELSEWHERE = """
 import socket
 socket.gethostname = lambda: "the child's"
-lock.BEAT = 0.2
+lock.HEARTBEAT_S = 0.2
 lock.watch_holder(folder, poll=0.02)
 print("lives", flush=True)
 time.sleep(1.2)
@@ -388,7 +393,7 @@ time.sleep(1000)
 
 def test_a_watched_child_on_a_host_that_the_lock_does_not_reach_goes_by_the_beat(tmp_path: Path, start: Start) -> None:
     first = start(BEATS_ELSEWHERE + HOLD)
-    child = start(WATCHED_FROM_ELSEWHERE, **{lock.VARIABLE: first.line()})
+    child = start(WATCHED_FROM_ELSEWHERE, **{lock.TOKEN_VARIABLE: first.line()})
     assert [child.line(), child.line()] == ["lives", "still lives"]
     first.kill()
     status, errors = child.end()
@@ -407,7 +412,7 @@ GARBAGE = [b"", b"{", b"[1]", b"null", b"\xff\x00" * 400, b"{" * 5000, entry(pid
 def test_a_file_that_says_nothing_is_a_released_one(
     tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / lock.NAME).write_bytes(content)
+    (tmp_path / lock.LOCK_FILE).write_bytes(content)
     assert holder(tmp_path) is None
     with RunLock(tmp_path):
         found = holder(tmp_path)
@@ -417,10 +422,10 @@ def test_a_file_that_says_nothing_is_a_released_one(
 
 
 def test_every_torn_write_leaves_a_file_that_can_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "PAUSE", 0.0)
+    monkeypatch.setattr(lock, "RETRY_PAUSE_S", 0.0)
     whole = entry(host=socket.gethostname())
     for length in range(len(whole) + 1):
-        (tmp_path / lock.NAME).write_text(whole[:length])
+        (tmp_path / lock.LOCK_FILE).write_text(whole[:length])
         assert_free(tmp_path)
 
 
@@ -472,7 +477,7 @@ def test_a_program_that_the_holder_starts_does_not_keep_the_lock(tmp_path: Path,
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("kept")
-    (tmp_path / lock.NAME).symlink_to(tmp_path / "precious")
+    (tmp_path / lock.LOCK_FILE).symlink_to(tmp_path / "precious")
     with pytest.raises(OSError, match="symbolic links"), RunLock(tmp_path):
         pass
     assert (tmp_path / "precious").read_text() == "kept"
@@ -500,6 +505,6 @@ def test_a_beat_that_fails_is_reported_and_the_next_one_tried(
 
     monkeypatch.setattr(os, "fsync", failing)
     with RunLock(tmp_path):
-        until(lambda: '"beat": 5' in (tmp_path / lock.NAME).read_text())
+        until(lambda: '"beat": 5' in (tmp_path / lock.LOCK_FILE).read_text())
     errors = capsys.readouterr().err
     assert ("No space left on device" in errors, "Input/output error" in errors) == (True, True)

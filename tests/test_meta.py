@@ -95,7 +95,7 @@ class Picker:
     def __init__(self, word: str) -> None:
         self.word, self.asked = word, []
 
-    async def sample(self, messages, params, seeds):
+    async def generate(self, messages, params, seeds):
         text = messages[0]["content"]
         self.asked += [(text, params, seed) for seed in seeds]
         first, second = re.findall(r"<judgement>\n(.*?)\n</judgement>", text, re.DOTALL)

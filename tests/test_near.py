@@ -52,7 +52,7 @@ def test_a_repeat_in_other_case_and_with_other_marks_is_taken_out_with_its_neigh
     filter.add(first)
     assert filter.look(task("Name three rivers of France and their lengths.")) is None
     finding = filter.look(task("write a short poem about the sea please!"))
-    assert finding == Finding("Jaccard index of 3-word shingles 1.00, not below 0.7", first.alone, 1.0)
+    assert finding == Finding("Jaccard index of 3-word shingles 1.00, not below 0.7", first.instruction_id, 1.0)
 
 
 def test_the_index_is_the_true_one_and_decides_at_the_threshold() -> None:
@@ -75,7 +75,7 @@ def test_the_nearest_is_named_and_of_equals_the_smallest_id() -> None:
         filter.add(task(text))
     finding = filter.look(task("a b c d e f g h i j"))
     assert finding is not None
-    assert finding.neighbour_id == min(task(text).alone for text in near_ones)
+    assert finding.neighbour_id == min(task(text).instruction_id for text in near_ones)
 
 
 @pytest.mark.parametrize("text", ["Hi", "!!!", "写一首关于大海的诗", "कविता लिखो", "🎈"])
@@ -166,13 +166,13 @@ def test_meaning_accepts_what_a_comparison_of_all_pairs_accepts(model: Path, tex
     accepted: list[int] = []
     neighbours: dict[str, tuple[str, float]] = {}
     for place, text in enumerate(texts):
-        near_ones = [(-cosines[place, other], task(texts[other]).alone) for other in accepted]
+        near_ones = [(-cosines[place, other], task(texts[other]).instruction_id) for other in accepted]
         if near_ones and -min(near_ones)[0] >= 0.9:
             neighbours[text] = min(near_ones)[1], -min(near_ones)[0]
         else:
             accepted.append(place)
     filters = Filters(settings(model), ["embedding"])
-    assert [t.instruction for t in filters.admit([task(text) for text in texts])] == [texts[p] for p in accepted]
+    assert [t.instruction for t in filters.filter([task(text) for text in texts])] == [texts[p] for p in accepted]
     assert {r.instruction: r.neighbour_id for r in filters.removed} == {t: id for t, (id, _) in neighbours.items()}
     similarities = {text: similarity for text, (_, similarity) in neighbours.items()}
     assert {r.instruction: r.similarity for r in filters.removed} == pytest.approx(similarities, abs=2e-4)
@@ -184,14 +184,14 @@ def test_batches_and_blocks_of_any_size_decide_the_same(
     model: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch, batch: int, rows: int
 ) -> None:
     whole = Filters(settings(model), ["embedding"])
-    whole.know([task(text) for text in texts[:100]])
-    whole.admit([task(text) for text in texts[100:300]])
-    monkeypatch.setattr(near, "BATCH", batch)
-    monkeypatch.setattr(near, "ROWS", rows)
+    whole.add_known([task(text) for text in texts[:100]])
+    whole.filter([task(text) for text in texts[100:300]])
+    monkeypatch.setattr(near, "BATCH_TEXTS", batch)
+    monkeypatch.setattr(near, "BLOCK_ROWS", rows)
     parts = Filters(settings(model), ["embedding"])
-    parts.know([task(text) for text in texts[:100]])
+    parts.add_known([task(text) for text in texts[:100]])
     for begin in range(100, 300, 11):
-        parts.admit([task(text) for text in texts[begin : min(begin + 11, 300)]])
+        parts.filter([task(text) for text in texts[begin : min(begin + 11, 300)]])
     assert parts.removed == whole.removed
     assert whole.removed
 
@@ -201,7 +201,7 @@ def test_texts_that_nothing_prepared_are_encoded_by_themselves(model: Path, text
     filter.add(task(texts[0]))
     assert filter.look(task(texts[1])) is None
     finding = filter.look(task(texts[0]))
-    assert finding == Finding("cosine of embeddings 1.00, not below 0.9", task(texts[0]).alone, 1.0)
+    assert finding == Finding("cosine of embeddings 1.00, not below 0.9", task(texts[0]).instruction_id, 1.0)
 
 
 def test_a_text_without_tokens_is_near_to_nothing(model: Path, texts: list[str]) -> None:

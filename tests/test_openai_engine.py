@@ -73,7 +73,7 @@ def sample(
     seeds: list[int],
 ) -> list[list[Completion]]:
     async def everything() -> list[list[Completion]]:
-        return await asyncio.gather(*(engine.sample(messages, params, seeds) for messages in prompts))
+        return await asyncio.gather(*(engine.generate(messages, params, seeds) for messages in prompts))
 
     return asyncio.run(everything())
 
@@ -142,8 +142,8 @@ def test_chances_are_those_of_the_weights_where_the_server_tells_them(
     )
     words = [word for word in local._chat.tokenizer.get_vocab() if "<|" not in word and word.strip()]
     for messages in (HELLO, user("ant"), user("bear camel deer elk fox")):
-        true = asyncio.run(local.chances(messages, "", words))
-        told = asyncio.run(start(vllm_server).chances(messages, "", words))
+        true = asyncio.run(local.option_probs(messages, "", words))
+        told = asyncio.run(start(vllm_server).option_probs(messages, "", words))
         assert true is not None
         assert told is not None
         known = [(chance, right) for chance, right in zip(told, true, strict=True) if chance]
@@ -151,7 +151,7 @@ def test_chances_are_those_of_the_weights_where_the_server_tells_them(
         assert 12 <= len(known) <= 20
         assert [chance for chance, _ in known] == pytest.approx([right for _, right in known], abs=1e-4)
         assert {right for _, right in known} == set(sorted(true)[-len(known) :])
-    assert asyncio.run(start(vllm_server).chances(user("ant " * 200), "", words)) is None
+    assert asyncio.run(start(vllm_server).option_probs(user("ant " * 200), "", words)) is None
 
 
 @pytest.mark.usefixtures("key")
@@ -456,14 +456,14 @@ def test_a_pause_that_the_server_asks_for(server: ScriptedServer, value: str) ->
 
 def test_failures_reach_the_summary_of_each_stage(server: ScriptedServer, tmp_path: Path) -> None:
     settings = EngineSettings(name="openai", openai={"base_url": server.url, "model": "tiny"})
-    engine = Pool.alone("tiny", ModelSettings.model_construct(path="tiny"), settings)
+    engine = Pool.single("tiny", ModelSettings.model_construct(path="tiny"), settings)
 
     def stage(name: str, *answers: Answer | Reply) -> dict[str, Any]:
         script = iter(answers)
         server.script = lambda number, body: next(script)
         with Journal(tmp_path / name) as journal:
             asked = JournaledEngine(engine, journal, "teacher")
-            asyncio.run(asked.sample(HELLO, SAMPLED, [1, 2]))
+            asyncio.run(asked.generate(HELLO, SAMPLED, [1, 2]))
             assert total([asked]) == asked.figures()
             return asked.summary(1.0)
 
@@ -524,14 +524,16 @@ def with_logprobs(tokens: dict[str, float] | None) -> Answer:
 def test_chances_sum_the_tokens_of_an_option(server: ScriptedServer) -> None:
     tokens = {"4": 0.5, " 4": 0.125, "\n4": 0.0625, "Four": 0.125, "40": 0.0625, "3": 0.03125, "4 ": 0.03125}
     server.script = lambda number, body: with_logprobs(tokens)
-    assert asyncio.run(start(server.url).chances(HELLO, "", ["3", "4", "5"])) == pytest.approx([0.03125, 0.6875, 0.0])
+    assert asyncio.run(start(server.url).option_probs(HELLO, "", ["3", "4", "5"])) == pytest.approx(
+        [0.03125, 0.6875, 0.0]
+    )
     settings = {"temperature": 0.0, "max_tokens": 1, "logprobs": True, "top_logprobs": 20}
     assert server.bodies == [{"model": "tiny", "messages": HELLO, **settings}]
 
 
 def test_chances_of_a_prompt_that_is_too_long(server: ScriptedServer) -> None:
     server.script = lambda number, body: failure(400, "prompt is too long: 210000 tokens > 200000 maximum")
-    assert asyncio.run(start(server.url).chances(HELLO, "", ["3", "4"])) is None
+    assert asyncio.run(start(server.url).option_probs(HELLO, "", ["3", "4"])) is None
 
 
 @pytest.mark.parametrize("tokens", [None, {}])
@@ -540,14 +542,14 @@ def test_a_server_that_tells_no_probabilities(server: ScriptedServer, tokens: di
     with pytest.raises(
         ValueError, match=r"/v1 tells no log-probabilities of model 'tiny'\. Judge with one that samples"
     ):
-        asyncio.run(start(server.url).chances(HELLO, "", ["3", "4"]))
+        asyncio.run(start(server.url).option_probs(HELLO, "", ["3", "4"]))
 
 
 def test_an_answer_that_is_begun_cannot_be_continued(server: ScriptedServer) -> None:
     with pytest.raises(
         ValueError, match=r"can't let tiny go on .* Use the judge yes_no, or pairwise with think: false, or judge with"
     ):
-        asyncio.run(start(server.url).chances(HELLO, "Score:", ["3", "4"]))
+        asyncio.run(start(server.url).option_probs(HELLO, "Score:", ["3", "4"]))
     assert server.bodies == []
 
 

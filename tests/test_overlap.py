@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
-from scripts import REVIEW, numbers
 
 import selfreward
+from scripts import REVIEW, numbers
 from selfreward import loop
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.judges.additive import AdditiveJudge
@@ -23,13 +23,13 @@ class HeldBack(ScriptedEngine):
 
     script = staticmethod(numbers)
 
-    async def sample(self, messages, params, seeds):
+    async def generate(self, messages, params, seeds):
         text = messages[-1]["content"]
         if text.startswith(REVIEW):
             type(self).reviewed = True
         while text == TASKS[-1] and not getattr(type(self), "reviewed", False):
             await asyncio.sleep(0.01)
-        return await super().sample(messages, params, seeds)
+        return await super().generate(messages, params, seeds)
 
 
 class AllAtOnce(AdditiveJudge):
@@ -81,10 +81,10 @@ def test_a_response_is_judged_while_others_are_sampled(recipe_file: Path) -> Non
 @pytest.mark.parametrize("limit", [1, 3, 256])
 def test_the_records_are_those_of_one_stage_after_the_other(recipe_file: Path, judge: str, limit: int) -> None:
     both = together(recipe_file, f"judge.name={judge}", f"engine.max_in_flight={limit}")
-    apart = Run.create(selfreward.load_recipe(recipe_file, ["name=apart", f"judge.name={judge}"]))
-    with Engines(apart) as engines:
+    out_of_process = Run.create(selfreward.load_recipe(recipe_file, ["name=apart", f"judge.name={judge}"]))
+    with Engines(out_of_process) as engines:
         for stage in ("prompts", "responses", "judgements"):
-            loop.perform_here(apart, Step(stage, 1), engines)
-    assert records(both) == records(apart)
-    digests = [[run.stage(stage, 1).digest for stage in ("responses", "judgements")] for run in (both, apart)]
+            loop.perform_here(out_of_process, Step(stage, 1), engines)
+    assert records(both) == records(out_of_process)
+    digests = [[run.stage(stage, 1).digest for stage in ("responses", "judgements")] for run in (both, out_of_process)]
     assert digests[0] == digests[1]

@@ -73,11 +73,11 @@ class Interrupted(Learning):
 
     requests = 0
 
-    async def sample(self, messages: Any, params: Any, seeds: Any) -> Any:
+    async def generate(self, messages: Any, params: Any, seeds: Any) -> Any:
         type(self).requests += 1
         if type(self).requests % 13 == 0:
             raise ConnectionError
-        return await super().sample(messages, params, seeds)
+        return await super().generate(messages, params, seeds)
 
 
 def write_recipe(folder: Path, *extra: str) -> Path:

@@ -53,11 +53,11 @@ class Reader:
     def __init__(self, rule, slow: bool = False) -> None:
         self.rule, self.slow, self.asked = rule, slow, []
 
-    async def sample(self, messages, params, seeds):
+    async def generate(self, messages, params, seeds):
         return [Completion(f"I see.\nVerdict: {await self._answer(messages, seed)}", "stop", 5) for seed in seeds]
 
-    async def chances(self, messages, begun, options):
-        answer = await self._answer(messages, begun)
+    async def option_probs(self, messages, prefix, options):
+        answer = await self._answer(messages, prefix)
         return answer if answer is None else list(answer)
 
     async def _answer(self, messages, seed):
@@ -296,9 +296,9 @@ def test_chances_are_compared_in_one_pass_an_order():
     assert list(judge(think=False, disagreement="tie").scores(found).values()) == strengths([[0, 0.75], [0.25, 0]])
 
 
-@pytest.mark.parametrize(("chances", "error"), [((0.0, 0.0), "no_mass"), (None, "prompt_too_long")])
-def test_chances_that_say_nothing_are_errors(chances, error):
-    found = compare(Reader(lambda first, second: chances), judge(think=False), "x", "y")
+@pytest.mark.parametrize(("probs", "error"), [((0.0, 0.0), "no_mass"), (None, "prompt_too_long")])
+def test_chances_that_say_nothing_are_errors(probs, error):
+    found = compare(Reader(lambda first, second: probs), judge(think=False), "x", "y")
     assert [j.error for j in found] == [error, error]
     assert judge(think=False).scores(found) == {}
 

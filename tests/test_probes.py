@@ -12,7 +12,7 @@ import torch
 from trainings import make_run
 from transformers import AutoModelForCausalLM
 
-from selfreward.errors import Damaged, HandoverError
+from selfreward.errors import Damaged, WeightCheckError
 from selfreward.serving.weight_check import Probes, compare, read_probes, require_merged, require_served
 from selfreward.training.dpo import train_iteration
 from selfreward.training.sft import train_seed
@@ -42,7 +42,7 @@ def test_the_new_weights_are_told_from_the_old_ones() -> None:
     evidence = require_served(probes, probes.merged, "iter_1/model")
     assert (evidence.difference, evidence.share) == (0.0, pytest.approx(1.0))
     with pytest.raises(
-        HandoverError,
+        WeightCheckError,
         match=r"does not serve iter_1/model: its log-prob.* by 0\.016\d nats in the mean \(bound 0\.1 in bfloat16\), "
         r"and 0% of the change is served\. Restart it with launch\.keep_engine: false",
     ):
@@ -57,7 +57,7 @@ def test_part_of_the_change_is_measured_as_that_part(part: float, accepted: bool
     if accepted:
         require_served(probes, served, "iter_1/model")
     else:
-        with pytest.raises(HandoverError):
+        with pytest.raises(WeightCheckError):
             require_served(probes, served, "iter_1/model")
 
 
@@ -66,7 +66,7 @@ def test_noise_four_times_as_large_as_the_change_misleads_nobody() -> None:
         probes, state = make_probes(change=0.02, seed=seed), random.Random(f"noise {seed}")
         noise = texts(None, state, 0.08)
         require_served(probes, add(probes.merged, noise), "new")
-        with pytest.raises(HandoverError):
+        with pytest.raises(WeightCheckError):
             require_served(probes, add(probes.previous, noise), "old")
 
 
@@ -84,9 +84,9 @@ def test_what_is_too_far_from_the_policy_is_refused(dtype: str, noise: float) ->
     probes = make_probes(change=1.0, dtype=dtype)
     state = random.Random(0)
     require_served(probes, add(probes.merged, texts(None, state, noise / 4)), "new")
-    with pytest.raises(HandoverError, match=f"in {dtype}"):
+    with pytest.raises(WeightCheckError, match=f"in {dtype}"):
         require_served(probes, add(probes.merged, texts(None, state, noise)), "new")
-    with pytest.raises(HandoverError, match="by nan nats"):
+    with pytest.raises(WeightCheckError, match="by nan nats"):
         require_served(probes, [[nan] * n for n in LENGTHS], "new")
 
 
@@ -99,11 +99,11 @@ def test_other_tokens_than_those_asked_for_are_no_evidence() -> None:
 def test_a_merge_is_checked_against_the_policy() -> None:
     probes = make_probes()
     assert require_merged(probes).share == pytest.approx(1)
-    with pytest.raises(HandoverError, match=r"differs by 0\.0\d+ nats .* and 0% of the change is in it"):
+    with pytest.raises(WeightCheckError, match=r"differs by 0\.0\d+ nats .* and 0% of the change is in it"):
         require_merged(replace(probes, merged=probes.previous))
-    with pytest.raises(HandoverError, match=r"differs by 0\.6 nats \(bound 0\.5 in bfloat16\)"):
+    with pytest.raises(WeightCheckError, match=r"differs by 0\.6 nats \(bound 0\.5 in bfloat16\)"):
         require_merged(replace(probes, merged=[[probes.policy[0][0] + 0.6, *probes.policy[0][1:]], *probes.policy[1:]]))
-    with pytest.raises(HandoverError, match="training changed nothing"):
+    with pytest.raises(WeightCheckError, match="training changed nothing"):
         require_merged(replace(probes, policy=probes.previous))
 
 
@@ -142,7 +142,7 @@ def test_a_trained_model_is_told_from_the_one_before_it(tmp_path, tiny_random_mo
     new, old = (served_by_transformers(run.model_path(t), probes) for t in (iteration + 1, iteration))
     evidence = require_served(probes, new, "new")
     assert evidence.share == pytest.approx(1, abs=1e-3 if dtype == "float32" else 0.1)
-    with pytest.raises(HandoverError):
+    with pytest.raises(WeightCheckError):
         require_served(probes, old, "new")
 
 

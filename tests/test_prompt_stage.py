@@ -36,7 +36,7 @@ class Served:
     def policy(self, path: str) -> Served:
         return self
 
-    async def sample(
+    async def generate(
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
         return [Completion(self._reply(messages[-1]["content"], seed), "stop", 1) for seed in seeds]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from selfreward.prompts.base import Desk
+from selfreward.prompts.base import SourceContext
 from selfreward.prompts.dataset import DatasetSource, read_held_out
 from selfreward.prompts.filters.base import Filters
 from selfreward.prompts.mixture import MixtureSource, shares
@@ -37,7 +37,7 @@ def no_engine(_):
 
 
 def desk(iteration, num, filters=(), seed=0, **settings):
-    return Desk(
+    return SourceContext(
         iteration=iteration,
         num=num,
         seed=seed,
@@ -250,7 +250,7 @@ class Writer:
     """Stands for a source that asks a model: it makes the same tasks again and again, and tells its desks."""
 
     made = ("Write a poem about the sea.", "a 0", "List all the moons of Mars.", "Explain how a kite can fly.")
-    desks: list[Desk] = []  # noqa: RUF012
+    desks: list[SourceContext] = []  # noqa: RUF012
 
     def __init__(self, settings):
         pass
@@ -260,7 +260,7 @@ class Writer:
 
     def tasks(self, desk):
         self.desks.append(desk)
-        return desk.filters.admit([Task.make(text, "writer") for text in self.made], desk.wanted)
+        return desk.filters.filter([Task.make(text, "writer") for text in self.made], desk.wanted)
 
 
 WRITER = {"source": f"{__name__}:Writer"}

@@ -91,7 +91,7 @@ def test_the_model_that_was_served_is_the_one_that_was_trained(finished):
 
     async def everything() -> list[str]:
         chats = [[{"role": "user", "content": text}] for text in texts]
-        answers = await asyncio.gather(*(engine.sample(chat, greedy, [0]) for chat in chats))
+        answers = await asyncio.gather(*(engine.generate(chat, greedy, [0]) for chat in chats))
         return [answer.text for [answer] in answers]
 
     recorded = {m.prompt_id: m.text for m in run.records("measurements", 1, Measurement) if m.k is None}

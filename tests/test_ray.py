@@ -12,18 +12,18 @@ from typing import Any
 
 import psutil
 import pytest
-import scripts
 import small
 from clusters import RayCluster, ray_cluster
 from small import STAGES, digests, num_lines, small_recipe
 from test_quickstart import SMALL, UNEVALUATED
 from trainings import logged, resumed_from
 
+import scripts
 import selfreward
 from selfreward.engines.remote import RemoteEngine
 from selfreward.errors import EngineDied, NodeLost
 from selfreward.launchers.base import Training, wait
-from selfreward.launchers.layout import Place
+from selfreward.launchers.layout import GPUSlot
 from selfreward.run.plan import Step
 from selfreward.run.run import Run
 from selfreward.training.whole_folder import marked
@@ -218,14 +218,14 @@ def test_whose_gpu_is_whose(recipe: Path, monkeypatch: pytest.MonkeyPatch, capfd
     from selfreward.launchers.ray.launcher import Ray
 
     monkeypatch.setenv("PYTHONPATH", "tests")
-    monkeypatch.setattr(rays, "ROOM", 3.0)
+    monkeypatch.setattr(rays, "ROOM_TIMEOUT_S", 3.0)
     settings = selfreward.load_recipe(recipe)
     cluster = Ray(settings)
     assert (cluster.nodes, cluster.gpus) == (1, 2)
     printed: list[str] = []
 
     def replica(number: int) -> RemoteEngine:
-        link = cluster.link(f"replica {number}", Place(0, (number,)), 60.0, printed.append)
+        link = cluster.link(f"replica {number}", GPUSlot(0, (number,)), 60.0, printed.append)
         return RemoteEngine(link, "model", settings.model, settings.engine)
 
     engines = [replica(0), replica(1)]
@@ -249,7 +249,7 @@ def test_how_a_training_ends(recipe: Path, monkeypatch: pytest.MonkeyPatch, capf
     from selfreward.launchers.ray import training_job as gangs
     from selfreward.launchers.ray.launcher import Ray
 
-    monkeypatch.setattr(gangs, "SEEN", 1.0)
+    monkeypatch.setattr(gangs, "NODE_DEATH_TIMEOUT_S", 1.0)
     cluster = Ray(selfreward.load_recipe(recipe))
     assert wait(cluster.gang(Shown("print('last words'); raise SystemExit(7)"), {})) == 7
     assert "last words" in capfd.readouterr().err

@@ -57,7 +57,8 @@ def test_the_files_of_a_recipe_have_no_bad_line(path: Path) -> None:
 
 def test_loading_recipes_imports_no_heavy_library() -> None:
     code = (
-        "import json, sys; from selfreward.recipe.recipe import load_recipe; [load_recipe(path) for path in sys.argv[1:]]; "
+        "import json, sys; from selfreward.recipe.recipe import load_recipe; "
+        "[load_recipe(path) for path in sys.argv[1:]]; "
         "print(json.dumps(sorted({'torch', 'transformers', 'trl', 'peft', 'vllm'} & set(sys.modules))))"
     )
     command = [sys.executable, "-c", code, *map(str, RECIPES)]

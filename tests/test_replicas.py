@@ -13,10 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from scripts import Numbers
 from small import num_lines, small_recipe
 
 import selfreward
+from scripts import Numbers
 from selfreward import loop
 from selfreward.engines import Completion, SamplingParams
 from selfreward.errors import EngineDied
@@ -104,7 +104,7 @@ def test_what_a_killed_replica_had_in_flight_goes_to_the_others(
 def test_a_replica_that_hangs_is_killed_and_its_prompts_go_to_the_others(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("selfreward.engines.remote.SILENCE", 16.0)
+    monkeypatch.setattr("selfreward.engines.remote.SILENCE_TIMEOUT_S", 16.0)
     inline = sampled(recipe_file, "name=inline", "launch.launcher=inline")
     options = ["launch.replicas=2", "engine.max_restarts=0"]
     assert records(attacked(recipe_file, psutil.Process.suspend, *options)) == records(inline)
@@ -176,13 +176,13 @@ def test_no_replica_takes_itself_for_a_rank(recipe_file: Path, monkeypatch: pyte
 class Named(Numbers):
     """Answers with its own name; the first one is slow."""
 
-    async def sample(
+    async def generate(
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
         slow = _first()
         await asyncio.sleep(0.2 if slow else 0.01)
         if messages[-1]["content"].startswith("Review"):
-            return await super().sample(messages, params, seeds)
+            return await super().generate(messages, params, seeds)
         return [Completion("slow" if slow else "fast", "stop", 1) for _ in seeds]
 
 
@@ -206,7 +206,7 @@ class Refuses(Numbers):
 
 
 class Bug(Numbers):
-    async def sample(
+    async def generate(
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
         return [1 // 0 for _ in seeds]  # type: ignore[misc]

@@ -57,7 +57,7 @@ TALKS = [talk("Name animals", " ".join(["fox", "owl", "elk"][: n % 3 + 1] * n)) 
 
 def rate(engine: ClassifierEngine, *talks: list[dict[str, str]]) -> list[float | None]:
     async def everything() -> list[float | None]:
-        return await asyncio.gather(*map(engine.rate, talks))
+        return await asyncio.gather(*map(engine.reward, talks))
 
     return asyncio.run(everything())
 
@@ -126,9 +126,9 @@ def test_a_text_that_does_not_fit_has_no_reward(engine):
 def test_it_only_rates(engine):
     hello = [{"role": "user", "content": "Hello"}]
     with pytest.raises(ValueError, match="a reward model, which generates nothing"):
-        asyncio.run(engine.sample(hello, SamplingParams(1.0, 1.0, 5), [0]))
+        asyncio.run(engine.generate(hello, SamplingParams(1.0, 1.0, 5), [0]))
     with pytest.raises(ValueError, match="a reward model, which generates nothing"):
-        asyncio.run(engine.chances(hello, "", ["1"]))
+        asyncio.run(engine.option_probs(hello, "", ["1"]))
     with pytest.raises(ValueError, match=r"does not take the weights of iter_1/model"):
         engine.reload("iter_1/model")
     assert asyncio.run(engine.logprobs([1, 2])) is None
@@ -142,7 +142,7 @@ def test_an_error_reaches_every_request_and_the_next_ones_go_on(reward_model):
         raise RuntimeError("no memory")
 
     async def everything():
-        return await asyncio.gather(*map(engine.rate, TALKS), return_exceptions=True)
+        return await asyncio.gather(*map(engine.reward, TALKS), return_exceptions=True)
 
     engine._served = fail
     assert {str(error) for error in asyncio.run(everything())} == {"no memory"}
@@ -191,7 +191,7 @@ class Rater:
     def __init__(self, *rewards: float | None) -> None:
         self.rewards, self.seen = list(rewards), []
 
-    async def rate(self, messages):
+    async def reward(self, messages):
         self.seen.append(messages)
         return self.rewards.pop(0)
 

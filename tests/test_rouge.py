@@ -214,14 +214,18 @@ def tasks(*instructions: str) -> list[Task]:
 def test_the_filter_names_the_instruction_that_is_too_near():
     filters = Filters(FilterSettings(), ["rouge_l"])
     seeds = tasks("Name three birds that can not fly.")
-    filters.know(seeds)
+    filters.add_known(seeds)
     made = tasks("Name three birds that can fly.", "Write a poem about the sea.", "Write me a poem about the sea.")
-    assert filters.admit(made) == made[1:2]
+    assert filters.filter(made) == made[1:2]
     first, second = filters.removed
-    assert (first.filter, first.neighbour_id, first.neighbour) == ("rouge_l", seeds[0].alone, seeds[0].instruction)
+    assert (first.filter, first.neighbour_id, first.neighbour) == (
+        "rouge_l",
+        seeds[0].instruction_id,
+        seeds[0].instruction,
+    )
     assert first.similarity == score(seeds[0].instruction, made[0].instruction)
     assert "0.923 with an instruction of the pool, above 0.7" in first.detail
-    assert (second.neighbour_id, second.neighbour) == (made[1].alone, made[1].instruction)
+    assert (second.neighbour_id, second.neighbour) == (made[1].instruction_id, made[1].instruction)
 
 
 @pytest.mark.parametrize(("tokens", "stays"), [("rouge", True), ("unicode", False)])

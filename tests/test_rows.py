@@ -115,7 +115,7 @@ def test_each_instance_of_a_seed_task_is_a_task(tmp_path):
     found = tasks(write(tmp_path / "p.jsonl", row))
     assert [(each.instruction, each.input, each.output) for each in found] == [("u", "x", "1"), ("u", "", "2")]
     assert [each.is_classification for each in found] == [True, True]
-    assert found[0].alone == found[1].alone == found[1].id
+    assert found[0].instruction_id == found[1].instruction_id == found[1].id
 
 
 def test_a_reference_is_what_the_row_calls_so(tmp_path):

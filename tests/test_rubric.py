@@ -50,7 +50,7 @@ class Voter:
     def __init__(self, answers: dict[str, list[str | Completion]]) -> None:
         self.answers, self.seen, self.seeds = answers, [], []
 
-    async def sample(self, messages, params, seeds):
+    async def generate(self, messages, params, seeds):
         content = messages[-1]["content"]
         self.seen.append(content)
         self.seeds += seeds

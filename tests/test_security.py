@@ -360,7 +360,7 @@ def sample_with(name: str, recipe: Recipe, options: dict[str, Any]) -> None:
     settings = EngineSettings(name=name, vllm=options)
     engine = registry.load(name, registry.ENGINES, "engine")(recipe.model.path, recipe.model, settings)
     try:
-        asyncio.run(engine.sample(MESSAGES, SamplingParams(0.0, 1.0, 2), [0]))
+        asyncio.run(engine.generate(MESSAGES, SamplingParams(0.0, 1.0, 2), [0]))
     finally:
         engine.close()
 

@@ -13,7 +13,7 @@ from selfreward.data.ift import make_ift
 from selfreward.data.prompt_jobs import rows as rows_of
 from selfreward.data.ranked import RankedPrompt, prompt_key, read_ranked
 from selfreward.engines import Completion
-from selfreward.engines.concurrency import gather_each
+from selfreward.engines.concurrency import map_concurrently
 from selfreward.engines.journaled import JournaledEngine
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.evaluation.agreement import agreement
@@ -319,12 +319,12 @@ class Counting(Opinions):
         super().__init__("M1", None, None)
         self.most, self.asked = most, 0
 
-    async def sample(self, messages, params, seeds):
+    async def generate(self, messages, params, seeds):
         await asyncio.sleep(random.SystemRandom().uniform(0, 0.002))
         if self.asked >= self.most:
             raise ValueError("the power is gone")
         self.asked += len(seeds)
-        return await super().sample(messages, params, seeds)
+        return await super().generate(messages, params, seeds)
 
 
 def realistic(num: int) -> list[RankedPrompt]:
@@ -337,12 +337,12 @@ def realistic(num: int) -> list[RankedPrompt]:
     return ranked
 
 
-def gather(name, items, work):
-    return gather_each(name, items, work, 16)
+def run_concurrently(name, items, work):
+    return map_concurrently(name, items, work, 16)
 
 
 def eft(ranked, engine=None, seed=3, **settings) -> EFT:
-    return make_eft(ranked, EFTSettings(**settings), engine or Counting(), gather, seed)
+    return make_eft(ranked, EFTSettings(**settings), engine or Counting(), run_concurrently, seed)
 
 
 def check_books(made: EFT) -> None:
@@ -513,7 +513,9 @@ def test_the_tiny_model_judges_answers_that_the_world_ranked(tmp_path):
     model = ModelSettings(path=str(path), dtype="float32", chat_template=page)
     engine = TransformersEngine(str(path), model, EngineSettings(name="transformers"))
     judge = {"template": template, "votes": 2, "temperature": 1.0, "top_p": 1.0, "max_tokens": 40}
-    made = make_eft(ranked, EFTSettings(judge=judge, ties="allow", max_modal_share=0.5), engine, gather, seed=0)
+    made = make_eft(
+        ranked, EFTSettings(judge=judge, ties="allow", max_modal_share=0.5), engine, run_concurrently, seed=0
+    )
     check_books(made)
     assert len(made.train) > 5
     assert made.held_out

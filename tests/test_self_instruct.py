@@ -32,7 +32,7 @@ class Writer:
         self._reply, self._answers, self._late = reply, answers, late
         self.asked = []
 
-    async def sample(self, messages, params, seeds):
+    async def generate(self, messages, params, seeds):
         if len(self.asked) == self._answers:
             raise EngineDied("the model died")
         [message], [seed] = messages, seeds
@@ -72,7 +72,7 @@ def make(folder, model, num, rows=None, filters=PAPER, **options):
     source = source_of(folder, rows, **options)
     with desk(folder, model, num, filters=filters, **other) as place:
         tasks = source.tasks(place)
-        place.filters.settle(tasks)
+        place.filters.finish(tasks)
     return tasks, place.figures, place.filters.removed, place
 
 

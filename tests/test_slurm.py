@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import small
-from clusters import Slurm, slurm, until
+from clusters import SlurmLauncher, slurm, until
 from hosts import Hosts, hosts
 from small import digests, num_lines, small_recipe
 from test_quickstart import SMALL, UNEVALUATED
@@ -26,7 +26,7 @@ ENVIRONMENT = {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1", "PATH"
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmLauncher]:
     with slurm(tmp_path_factory.mktemp("slurm")) as made:
         yield made
 
@@ -43,7 +43,7 @@ def inline(recipe: Path) -> Run:
     return small.inline(recipe)
 
 
-def submit(cluster: Slurm, log: Path, recipe: str | Path, *overrides: str) -> str:
+def submit(cluster: SlurmLauncher, log: Path, recipe: str | Path, *overrides: str) -> str:
     options = [
         "--nodes=2",
         "--gpus-per-node=0",
@@ -56,17 +56,17 @@ def submit(cluster: Slurm, log: Path, recipe: str | Path, *overrides: str) -> st
     return cluster.sbatch(*options, f"--chdir={ROOT}", "launch/slurm.sbatch", str(recipe), *overrides, env=environment)
 
 
-def wait_for(cluster: Slurm, job: str, done: Callable[[], object]) -> None:
+def wait_for(cluster: SlurmLauncher, job: str, done: Callable[[], object]) -> None:
     until(done, 240, lambda: f"{cluster.state(job)}\n{cluster.output(job)}")
 
 
-def finished(cluster: Slurm, job: str, folder: Path) -> Run:
+def finished(cluster: SlurmLauncher, job: str, folder: Path) -> Run:
     assert cluster.wait(job, "COMPLETED", "FAILED", timeout=400) == "COMPLETED", cluster.output(job)
     return Run.open(folder)
 
 
 def test_the_quick_start_is_preempted_once_and_ends_with_the_records_of_one_process(
-    cluster: Slurm, tmp_path: Path
+    cluster: SlurmLauncher, tmp_path: Path
 ) -> None:
     options = [f"run_dir={tmp_path}", "launch.train=process", *SMALL[1:6], "iterations=1", *UNEVALUATED]
     quickstart = ROOT / "recipes" / "quickstart" / "run.yaml"
@@ -85,7 +85,7 @@ def test_the_quick_start_is_preempted_once_and_ends_with_the_records_of_one_proc
 
 
 def test_a_training_on_two_nodes_is_preempted_and_goes_on_from_its_checkpoint(
-    cluster: Slurm, recipe: Path, inline: Run, tmp_path: Path
+    cluster: SlurmLauncher, recipe: Path, inline: Run, tmp_path: Path
 ) -> None:
     job = submit(cluster, tmp_path / "job.log", recipe, "name=preempted")
     checkpoints = recipe.parent / "runs" / "preempted" / "iter_1" / "train" / "checkpoints"
@@ -107,7 +107,9 @@ def test_a_training_on_two_nodes_is_preempted_and_goes_on_from_its_checkpoint(
     print(f"\ntwo ranks on two nodes, stopped at step {step}: the loss of one rank to {difference:.1g}")
 
 
-def test_a_node_that_dies_brings_the_job_back(cluster: Slurm, recipe: Path, inline: Run, tmp_path: Path) -> None:
+def test_a_node_that_dies_brings_the_job_back(
+    cluster: SlurmLauncher, recipe: Path, inline: Run, tmp_path: Path
+) -> None:
     job = submit(cluster, tmp_path / "job.log", recipe, "name=lost", "training.dpo.max_steps=1")
     journal = recipe.parent / "runs" / "lost" / "iter_1" / "responses" / "journal.jsonl"
     wait_for(cluster, job, lambda: num_lines(journal) > 9)
@@ -121,7 +123,7 @@ def test_a_node_that_dies_brings_the_job_back(cluster: Slurm, recipe: Path, inli
 
 
 def test_a_cancelled_job_stays_so_and_the_next_goes_on(
-    cluster: Slurm, recipe: Path, inline: Run, tmp_path: Path
+    cluster: SlurmLauncher, recipe: Path, inline: Run, tmp_path: Path
 ) -> None:
     folder = recipe.parent / "runs" / "cancelled"
     arguments = (recipe, "name=cancelled", "training.dpo.max_steps=1")

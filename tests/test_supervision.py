@@ -29,11 +29,11 @@ class Mortal(ScriptedEngine):
         self.started.append(model_path)
         self._left = self.lives
 
-    async def sample(self, messages, params, seeds) -> list[Completion]:
+    async def generate(self, messages, params, seeds) -> list[Completion]:
         if self._left == 0:
             raise EngineDied("the engine died")
         self._left -= 1
-        return await super().sample(messages, params, seeds)
+        return await super().generate(messages, params, seeds)
 
     def reload(self, model_path: str) -> None:
         raise EngineDied("the engine died")
@@ -44,7 +44,7 @@ class Mortal(ScriptedEngine):
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfreward.engines.replica_pool.PAUSE", 0.0)
+    monkeypatch.setattr("selfreward.engines.replica_pool.RESTART_PAUSE_S", 0.0)
 
 
 class Stillborn(Mortal):
@@ -59,7 +59,7 @@ class Stillborn(Mortal):
 def test_a_restart_that_fails_is_tried_again() -> None:
     Mortal.started, Mortal.closed = [], 0
     settings = EngineSettings(name="test_supervision:Stillborn", max_restarts=2)
-    engine = Pool.alone("M1", ModelSettings.model_construct(path="M1"), settings)
+    engine = Pool.single("M1", ModelSettings.model_construct(path="M1"), settings)
     assert ask(engine, 0, 1, 2) == ["M1 0", "M1 1", "M1 2"]
     assert Mortal.started == ["M1", "M1", "M1"]
 
@@ -68,12 +68,12 @@ def test_a_restart_that_fails_is_tried_again() -> None:
 def engine() -> Pool:
     Mortal.started, Mortal.closed = [], 0
     settings = EngineSettings(name="test_supervision:Mortal", max_restarts=2)
-    return Pool.alone("M1", ModelSettings.model_construct(path="M1"), settings)
+    return Pool.single("M1", ModelSettings.model_construct(path="M1"), settings)
 
 
 def ask(engine: Pool, *seeds: int) -> list[str]:
     async def all_at_once() -> list[list[Completion]]:
-        return await asyncio.gather(*(engine.sample(ASKED, PARAMS, [seed]) for seed in seeds))
+        return await asyncio.gather(*(engine.generate(ASKED, PARAMS, [seed]) for seed in seeds))
 
     return [completion.text for [completion] in asyncio.run(all_at_once())]
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import selfreward
-from selfreward.errors import HandoverError
+from selfreward.errors import WeightCheckError
 from selfreward.recipe.engine_settings import ModelSettings
 from selfreward.text.chat import ChatEncoder, load_tokenizer
 from selfreward.training import merge
@@ -165,13 +165,13 @@ def test_a_merge_that_loses_the_change_is_refused(tmp_path, monkeypatch) -> None
     """At this learning rate most weights move by less than half the distance to their neighbours, and fall back."""
     monkeypatch.setattr(merge, "round_stochastically", lambda weight, dtype, seed: weight.to(dtype))
     run = make_run(tmp_path, TINY, "bfloat16", dpo={"learning_rate": 1e-5})
-    with pytest.raises(HandoverError, match=r"and [12]\d% of the change is in it\. Set model\.dtype to float32"):
+    with pytest.raises(WeightCheckError, match=r"and [12]\d% of the change is in it\. Set model\.dtype to float32"):
         train_iteration(run, 1)
 
 
 def test_a_training_that_changes_nothing_is_refused(tmp_path, tiny_random_model) -> None:
     run = make_run(tmp_path, tiny_random_model, dpo={"learning_rate": 0.0, "lr_scheduler_type": "constant"})
-    with pytest.raises(HandoverError, match="training changed nothing"):
+    with pytest.raises(WeightCheckError, match="training changed nothing"):
         train_iteration(run, 1)
 
 

@@ -47,9 +47,9 @@ Overrides = Annotated[
         "or filters.rouge_l.threshold=0.6, others as model.dtype=float32 or engine.vllm.max_model_len=4096.",
     ),
 ]
-LONGEST = 1 << 20  # characters of a row that is filtered
+MAX_ROW_CHARACTERS = 1 << 20  # characters of a row that is filtered
 COMMAND = "the command line"  # where errors say that a setting is wrong
-GRACE = 60.0  # seconds after SIGTERM or Ctrl-C in which what is in flight may finish
+GRACE_S = 60.0  # seconds after SIGTERM or Ctrl-C in which what is in flight may finish
 RankedOverrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -213,7 +213,7 @@ def eft(
     job = edit(EFTJob, {"ranked": {"path": str(ranked)}, "lang": lang, **given}, overrides or [], COMMAND)
     if job.model is not None:
         check_model("model", job.model)
-    stop.listen(GRACE)
+    stop.listen(GRACE_S)
     print(make(job, "eft", out, partial(seed_jobs.eft, job)))
     _push(out, push, public)
 
@@ -240,7 +240,7 @@ def _filter(rows: Path, out: Path, use: list[str], overrides: list[str], licence
     prompts = {
         "path": str(rows_of(rows)),
         "on_bad_line": "skip",
-        "max_characters": LONGEST,
+        "max_characters": MAX_ROW_CHARACTERS,
         "filters": {"use": use},
     }
     _make("filtered", {"prompts": prompts, "license": licence}, overrides, out)
@@ -253,7 +253,7 @@ def _make(title: str, data: dict[str, Any], overrides: list[str], out: Path) -> 
 
     job = edit(DataJob, data, [_full(override) for override in overrides], COMMAND)
     prompt_jobs.check(job)
-    stop.listen(GRACE)
+    stop.listen(GRACE_S)
     print(make(job, title, out, partial(prompt_jobs.work, job)))
 
 

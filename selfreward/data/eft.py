@@ -22,7 +22,7 @@ from selfreward.records import Graded, Judgement, Prompt, Record, Response, cont
 from selfreward.text.scores import read_score
 
 # Prompts that are judged before it is looked whether the judge can be read at all.
-FIRST = 50
+FIRST_PROMPTS = 50
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ Work = Callable[[RankedPrompt], Coroutine[Any, Any, list[Judged]]]
 Gather = Callable[[str, Sequence[RankedPrompt], Work], list[list[Judged]]]
 
 
-def make_eft(ranked: Sequence[RankedPrompt], settings: EFTSettings, engine: Sampler, gather: Gather, seed: int) -> EFT:
+def make_eft(
+    ranked: Sequence[RankedPrompt], settings: EFTSettings, engine: Sampler, run_concurrently: Gather, seed: int
+) -> EFT:
     """Has ranked answers judged, and keeps what agrees with their order.
 
     Prompts that are nearly the same are on one side of the split. The training part is thinned; what is held out keeps
@@ -68,7 +70,7 @@ def make_eft(ranked: Sequence[RankedPrompt], settings: EFTSettings, engine: Samp
         ranked: prompts with their answers. Those without answers of different ranks are left out.
         settings: how.
         engine: serves the judging model.
-        gather: ``Desk.gather``, which runs a coroutine for each prompt.
+        gather: ``SourceContext.run_concurrently``, which runs a coroutine for each prompt.
         seed: every choice derives from it.
 
     Raises:
@@ -78,13 +80,19 @@ def make_eft(ranked: Sequence[RankedPrompt], settings: EFTSettings, engine: Samp
     ordered = [each for each in ranked if len({rank for _, rank in each.answers}) > 1]
     chosen = _choose(ordered, settings.max_prompts, seed)
     judged: list[Judged] = []
-    for part in (chosen[:FIRST], chosen[FIRST:]):
-        judged += [each for of_prompt in gather("judgements of ranked answers", part, rounds.of) for each in of_prompt]
+    for part in (chosen[:FIRST_PROMPTS], chosen[FIRST_PROMPTS:]):
+        judged += [
+            each
+            for of_prompt in run_concurrently("judgements of ranked answers", part, rounds.of)
+            for each in of_prompt
+        ]
         _require_parse_rate(judged, settings.judge)
     kept = [each for each in judged if each.reason is None]
-    apart = held_out_keys((each.prompt for each in kept), settings.held_out, seed)
-    held_out = [each for each in kept if prompt_key(each.prompt) in apart]
-    train = thin([each for each in kept if prompt_key(each.prompt) not in apart], settings.max_modal_share, seed)
+    out_of_process = held_out_keys((each.prompt for each in kept), settings.held_out, seed)
+    held_out = [each for each in kept if prompt_key(each.prompt) in out_of_process]
+    train = thin(
+        [each for each in kept if prompt_key(each.prompt) not in out_of_process], settings.max_modal_share, seed
+    )
     dropped = [each for each in [*judged, *train] if each.reason is not None]
     train = [each for each in train if each.reason is None]
     figures = {

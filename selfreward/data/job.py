@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 
 from selfreward.data.card import card
 from selfreward.data.made import Made
-from selfreward.engines.concurrency import gather_each
+from selfreward.engines.concurrency import map_concurrently
 from selfreward.engines.journaled import JournaledEngine
 from selfreward.engines.replica_pool import Pool
 from selfreward.recipe.data_settings import JobSettings
@@ -28,7 +28,7 @@ from selfreward.run.folders import JOURNAL, StageFolder
 from selfreward.run.journal import Journal
 from selfreward.run.stages import Summary
 from selfreward.runtime.atomic import write_bytes, write_sealed
-from selfreward.runtime.lock import NAME as LOCK
+from selfreward.runtime.lock import LOCK_FILE as LOCK
 from selfreward.runtime.lock import RunLock
 from selfreward.runtime.progress import console, in_words
 
@@ -37,7 +37,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Bench:
+class JobContext:
     """What a job works with: the model, started when it is first asked, behind the journal."""
 
     def __init__(self, settings: JobSettings, journal: Journal) -> None:
@@ -61,11 +61,11 @@ class Bench:
             self._asked = JournaledEngine(self._engine, self._journal, "writer")
         return self._asked
 
-    def gather(
+    def run_concurrently(
         self, name: str, items: Sequence[Item], work: Callable[[Item], Coroutine[Any, Any, Result]]
     ) -> list[Result]:
-        """As :meth:`selfreward.prompts.base.Desk.gather`."""
-        return gather_each(name, items, work, self._settings.engine.max_in_flight)
+        """As :meth:`selfreward.prompts.base.SourceContext.run_concurrently`."""
+        return map_concurrently(name, items, work, self._settings.engine.max_in_flight)
 
     def figures(self) -> Summary:
         """How many requests an earlier attempt had finished and how many failed, if any."""
@@ -84,7 +84,7 @@ def rows_of(path: Path, split: str = "train") -> Path:
     return file
 
 
-def make(settings: JobSettings, title: str, out: Path, work: Callable[[Bench], Made]) -> Path:
+def make(settings: JobSettings, title: str, out: Path, work: Callable[[JobContext], Made]) -> Path:
     """Makes a data set, or goes on with one that was begun with the same settings.
 
     Args:
@@ -108,9 +108,9 @@ def make(settings: JobSettings, title: str, out: Path, work: Callable[[Bench], M
         if not folder.done:
             write_sealed(out / SETTINGS, settings.model_dump(mode="json"))
             folder.begin(reads)
-            with folder.journal() as journal, Bench(settings, journal) as bench:
-                made = work(bench)
-                asked = bench.figures()
+            with folder.journal() as journal, JobContext(settings, journal) as context:
+                made = work(context)
+                asked = context.figures()
             _write(folder, made)
             write_bytes(folder.path / CARD, [card(title, settings, made).encode()])
             folder.commit(reads, {**made.figures, **asked})
@@ -134,7 +134,7 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _refuse_other(folder: StageFolder, reads: Mapping[str, Any]) -> None:
-    before = folder.marker["reads"] if folder.done else folder.begun
+    before = folder.marker["reads"] if folder.done else folder.started
     if not folder.done and not _has_begun(folder):
         return
     found = changes(dict(before), dict(reads)) if before is not None else []
@@ -158,10 +158,10 @@ def _has_begun(folder: StageFolder) -> bool:
 
 def _start(settings: JobSettings) -> Pool:
     if settings.model is not None:
-        return Pool.alone(settings.model.path, settings.model, settings.engine)
+        return Pool.single(settings.model.path, settings.model, settings.engine)
     if settings.engine.openai is None:
         raise ValueError("there is no model to write with. Name a folder, a hub model or a server: --model")
     # What a server serves, it has loaded by its own settings.
-    return Pool.alone(
+    return Pool.single(
         settings.engine.openai.model, ModelSettings.model_construct(path=settings.engine.openai.model), settings.engine
     )

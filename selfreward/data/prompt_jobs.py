@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from selfreward.data.job import Bench
+from selfreward.data.job import JobContext
 from selfreward.data.made import Made, Row
 from selfreward.evaluation.diversity import diversity
 from selfreward.preflight import check_model, check_prompts
-from selfreward.prompts.base import Desk, PromptSource
+from selfreward.prompts.base import PromptSource, SourceContext
 from selfreward.prompts.filters.base import Filters
 from selfreward.prompts.self_instruct import SelfInstructSource
 from selfreward.recipe.data_settings import DataJob
@@ -24,7 +24,7 @@ def check(job: DataJob) -> None:
         check_model("model", job.model)
 
 
-def work(job: DataJob, bench: Bench) -> Made:
+def work(job: DataJob, job_context: JobContext) -> Made:
     """The tasks of the job's source as rows.
 
     Raises:
@@ -32,23 +32,23 @@ def work(job: DataJob, bench: Bench) -> Made:
     """
     settings = job.prompts
     filters = Filters(settings.filters, settings.filter_names, None)
-    desk = Desk(
+    context = SourceContext(
         iteration=1,
         num=settings.num,
         seed=job.seed,
         filters=filters,
-        engine_of=lambda _: bench.engine(),
+        engine_of=lambda _: job_context.engine(),
         limit=job.engine.max_in_flight,
     )
     source = load_source(settings)
-    tasks = source.tasks(desk)
+    tasks = source.tasks(context)
     if not tasks:
         raise ValueError(f"{settings.source} made nothing. {explain(filters)}")
-    fall_short(desk, len(tasks))
-    filters.settle(tasks)
+    fall_short(context, len(tasks))
+    filters.finish(tasks)
     figures = {
         "rows": len(tasks),
-        **desk.figures,
+        **context.figures,
         **filters.counts(),
         **acceptance(filters),
         **diversity([task.instruction for task in tasks], job.seed, settings.filters.embedding),

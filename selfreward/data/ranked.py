@@ -20,7 +20,7 @@ from selfreward.recipe.prompt_settings import RowSettings
 from selfreward.records import content_id
 
 ROLES = ("prompter", "assistant")
-LARGEST = 1e15  # of ranks and scores; beyond it neighbours can't be told apart
+MAX_RANK = 1e15  # of ranks and scores; beyond it neighbours can't be told apart
 
 
 @dataclass(frozen=True)
@@ -233,6 +233,6 @@ def _rank(row: Row) -> int | None:
 
 def _number(row: Row, name: str) -> float:
     value = row[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST < value < LARGEST:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -MAX_RANK < value < MAX_RANK:
         raise BadRow("malformed", f"`{name}` is {brief(value)}, and a number is wanted")
     return float(value)

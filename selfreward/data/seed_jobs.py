@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from selfreward.data.eft import make_eft
 from selfreward.data.ift import make_ift
-from selfreward.data.job import Bench
+from selfreward.data.job import JobContext
 from selfreward.data.made import Made, Row
 from selfreward.data.prompt_jobs import rows
 from selfreward.data.ranked import read_ranked
@@ -18,7 +18,7 @@ from selfreward.recipe.data_settings import EFTJob, IFTJob
 from selfreward.records import Graded
 
 
-def ift(job: IFTJob, bench: Bench) -> Made:
+def ift(job: IFTJob, context: JobContext) -> Made:
     """The best answers. Raises ValueError for bad rows, or if none is left."""
     ranked, skipped = read_ranked(job.ranked, job.lang)
     held_out = [row.prompt for row in read_graded(job.without)] if job.without is not None else []
@@ -35,10 +35,10 @@ def ift(job: IFTJob, bench: Bench) -> Made:
     return Made({"train": rows(tasks)}, figures, removed)
 
 
-def eft(job: EFTJob, bench: Bench) -> Made:
+def eft(job: EFTJob, context: JobContext) -> Made:
     """Judgements that agree with people. Raises ValueError for bad rows, or a judge that can't be read."""
     ranked, skipped = read_ranked(job.ranked, job.lang)
-    made = make_eft(ranked, job.eft, bench.engine(), bench.gather, job.seed)
+    made = make_eft(ranked, job.eft, context.engine(), context.run_concurrently, job.seed)
     licences = {each.prompt: each.license for each in ranked}
     splits = {"train": _rows(made.train, licences)}
     if made.held_out:

@@ -16,7 +16,7 @@ from selfreward.recipe.prompt_settings import RowSettings
 from selfreward.records import Task
 
 SEED = 0  # of the samples that diversity is measured on
-FREQUENT = 10
+NUM_FREQUENT = 10
 
 
 def stats(path: Path, embedding: str | None = None) -> dict[str, Any]:
@@ -66,13 +66,15 @@ def _words(of: str, texts: Sequence[str]) -> dict[str, float]:
 
 
 def _counts(values: Any) -> dict[str, int]:
-    return dict(Counter(values).most_common(FREQUENT))
+    return dict(Counter(values).most_common(NUM_FREQUENT))
 
 
 def _frequent(tasks: Sequence[Task]) -> dict[str, int]:
     from selfreward.evaluation.diversity import frequent_roots
 
-    return {f"{verb} {noun}": count for (verb, noun), count in frequent_roots([t.instruction for t in tasks], FREQUENT)}
+    return {
+        f"{verb} {noun}": count for (verb, noun), count in frequent_roots([t.instruction for t in tasks], NUM_FREQUENT)
+    }
 
 
 def _cell(value: Any) -> str:

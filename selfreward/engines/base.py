@@ -50,7 +50,7 @@ class Sampler(Protocol):
     def model(self) -> str:
         """The folder or hub name of the weights."""
 
-    async def sample(
+    async def generate(
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
         """One completion a seed, in the order of the seeds.
@@ -63,7 +63,9 @@ class Sampler(Protocol):
             EngineDied: the engine can only be closed any more.
         """
 
-    async def chances(self, messages: Sequence[Message], begun: str, options: Sequence[str]) -> list[float] | None:
+    async def option_probs(
+        self, messages: Sequence[Message], prefix: str, options: Sequence[str]
+    ) -> list[float] | None:
         """The probability, at temperature 1, of each option as the next token of an answer.
 
         Args:
@@ -81,7 +83,7 @@ class Sampler(Protocol):
             EngineDied: the engine can only be closed any more.
         """
 
-    async def rate(self, messages: Sequence[Message]) -> float | None:
+    async def reward(self, messages: Sequence[Message]) -> float | None:
         """The reward of a conversation that ends with an answer, by a reward model; None if it does not fit.
 
         Raises:

@@ -50,7 +50,7 @@ class ClassifierEngine:
         self._waiting: list[_Request] = []
         self._pump: asyncio.Task[None] | None = None
 
-    async def rate(self, messages: Sequence[Message]) -> float | None:
+    async def reward(self, messages: Sequence[Message]) -> float | None:
         ids = self._chat.encode(messages)
         if self._max_model_len is not None and len(ids) > self._max_model_len:
             return None
@@ -61,12 +61,14 @@ class ClassifierEngine:
             self._pump = loop.create_task(self._run())
         return await request.future
 
-    async def sample(
+    async def generate(
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
         raise ValueError(f"{_ONLY_RATES}vllm, transformers or openai for judges that write")
 
-    async def chances(self, messages: Sequence[Message], begun: str, options: Sequence[str]) -> list[float] | None:
+    async def option_probs(
+        self, messages: Sequence[Message], prefix: str, options: Sequence[str]
+    ) -> list[float] | None:
         raise ValueError(f"{_ONLY_RATES}vllm, transformers or openai for judges that write")
 
     async def logprobs(self, ids: Sequence[int], last: int | None = None) -> None:

@@ -16,10 +16,10 @@ Result = TypeVar("Result")
 # A dictionary of its own for each item that is worked on, to which an engine can tie what it knows of it.
 current_item: ContextVar[dict[int, Any]] = ContextVar("current_item")
 # Seconds between two looks at whether the run was asked to stop.
-LOOK = 0.2
+POLL_S = 0.2
 
 
-def gather(
+def run_concurrently(
     name: str,
     items: Sequence[Item],
     work: Callable[[Item], Coroutine[Any, Any, list[Result]]],
@@ -46,15 +46,15 @@ def gather(
         return [result for of_item in results for result in of_item], counter.seconds
 
 
-def gather_each(
+def map_concurrently(
     name: str, items: Sequence[Item], work: Callable[[Item], Coroutine[Any, Any, Result]], limit: int
 ) -> list[Result]:
-    """As :func:`gather`, for work that gives one result an item and counts no tokens."""
+    """As :func:`run_concurrently`, for work that gives one result an item and counts no tokens."""
 
     async def boxed(item: Item) -> list[Result]:
         return [await work(item)]
 
-    return gather(name, items, boxed, lambda _: 0, limit)[0]
+    return run_concurrently(name, items, boxed, lambda _: 0, limit)[0]
 
 
 async def _everything(
@@ -76,7 +76,7 @@ async def _everything(
     pending = {asyncio.create_task(worker()) for _ in range(min(limit, len(items)))}
     try:
         while pending:
-            done, pending = await asyncio.wait(pending, timeout=LOOK, return_when=asyncio.FIRST_EXCEPTION)
+            done, pending = await asyncio.wait(pending, timeout=POLL_S, return_when=asyncio.FIRST_EXCEPTION)
             # One error stops all the others; those of the same moment are read, or asyncio would print them.
             errors = [error for task in done if (error := task.exception()) is not None]
             if errors:

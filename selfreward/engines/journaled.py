@@ -31,10 +31,10 @@ class JournaledEngine:
     def model(self) -> str:
         return self._engine.model
 
-    async def sample(
+    async def generate(
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
-        """As :meth:`Engine.sample`; each completion is in the journal as soon as its own request is finished.
+        """As :meth:`Engine.generate`; each completion is in the journal as soon as its own request is finished.
 
         Raises:
             DiskFull: the journal can't be written.
@@ -43,7 +43,7 @@ class JournaledEngine:
 
         async def one(seed: int) -> Completion:
             async def ask() -> list[Any]:
-                [completion] = await self._engine.sample(messages, params, [seed])
+                [completion] = await self._engine.generate(messages, params, [seed])
                 self._generated += completion.num_tokens
                 return list(astuple(completion))
 
@@ -51,16 +51,18 @@ class JournaledEngine:
 
         return await asyncio.gather(*map(one, seeds))
 
-    async def chances(self, messages: Sequence[Message], begun: str, options: Sequence[str]) -> list[float] | None:
-        """As :meth:`Sampler.chances`, asked once."""
-        key = self._hash("chances", list(messages), begun, list(options)).hexdigest()
-        [chances] = await self._once(key, lambda: _boxed(self._engine.chances(messages, begun, options)))
-        return chances  # type: ignore[no-any-return]
+    async def option_probs(
+        self, messages: Sequence[Message], prefix: str, options: Sequence[str]
+    ) -> list[float] | None:
+        """As :meth:`Sampler.option_probs`, asked once."""
+        key = self._hash("chances", list(messages), prefix, list(options)).hexdigest()
+        [probs] = await self._once(key, lambda: _boxed(self._engine.option_probs(messages, prefix, options)))
+        return probs  # type: ignore[no-any-return]
 
-    async def rate(self, messages: Sequence[Message]) -> float | None:
-        """As :meth:`Sampler.rate`, asked once."""
+    async def reward(self, messages: Sequence[Message]) -> float | None:
+        """As :meth:`Sampler.reward`, asked once."""
         key = self._hash("rate", list(messages)).hexdigest()
-        [reward] = await self._once(key, lambda: _boxed(self._engine.rate(messages)))
+        [reward] = await self._once(key, lambda: _boxed(self._engine.reward(messages)))
         return reward  # type: ignore[no-any-return]
 
     async def once(self, asked: Sequence[Any], ask: Callable[[], Awaitable[Any]]) -> Any:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CONTEXT_LENGTH = re.compile(r"context[ _]?(length|size|window)|prompt is too long", re.IGNORECASE)
 # The most that the protocol allows.
 TOP_LOGPROBS = 20
-LIST_TIMEOUT = 30.0  # seconds in which a server tells what it serves
+LIST_TIMEOUT_S = 30.0  # seconds in which a server tells what it serves
 
 
 def _whole(reason: str | None) -> str | None:
@@ -90,7 +90,7 @@ class OpenAIEngine:
         self.failures = self._server.failures
         self.model = settings.openai.model
 
-    async def sample(
+    async def generate(
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
         return await asyncio.gather(*(self._request(messages, params, seed) for seed in seeds))
@@ -99,12 +99,14 @@ class OpenAIEngine:
         """Not to be had: chat completions give no log-probabilities of a given text."""
         return None
 
-    async def chances(self, messages: Sequence[Message], begun: str, options: Sequence[str]) -> list[float] | None:
-        """As :meth:`Sampler.chances`, of the 20 likeliest tokens, which is all that a server tells: others count as 0.
+    async def option_probs(
+        self, messages: Sequence[Message], prefix: str, options: Sequence[str]
+    ) -> list[float] | None:
+        """As :meth:`Sampler.option_probs`, of the 20 likeliest tokens: a server tells no more, and others count as 0.
 
         Whether an option is one token of the server's model can't be told either.
         """
-        if begun:
+        if prefix:
             raise ValueError(
                 f"the openai engine can't let {self.model} go on after a text that is begun: chat completions always "
                 "begin a new answer. Use the judge yes_no, or pairwise with think: false, or judge with vllm or "
@@ -118,7 +120,7 @@ class OpenAIEngine:
         tokens = self._top_tokens(answer)
         return [sum(exp(logprob) for text, logprob in tokens if text.lstrip() == option) for option in options]
 
-    async def rate(self, messages: Sequence[Message]) -> float | None:
+    async def reward(self, messages: Sequence[Message]) -> float | None:
         raise no_reward_model(self.model)
 
     def reload(self, model_path: str) -> None:
@@ -180,6 +182,6 @@ def served_models(base_url: str, api_key_env: str = "OPENAI_API_KEY") -> list[st
     Raises:
         ValueError: it can't be reached, or wants a key.
     """
-    server = Server(OpenAISettings(base_url=base_url, model="", api_key_env=api_key_env, timeout=LIST_TIMEOUT))
+    server = Server(OpenAISettings(base_url=base_url, model="", api_key_env=api_key_env, timeout=LIST_TIMEOUT_S))
     models = run_coroutine(server.ask(lambda client: client.models.with_raw_response.list(), _Models))
     return [model.id for model in models.data]

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from selfreward.engines.base import Completion, SamplingParams
 from selfreward.engines.pending import Pending
-from selfreward.engines.worker import BEAT, Answer, Request
+from selfreward.engines.worker import HEARTBEAT_S, Answer, Request
 from selfreward.errors import EngineDied
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.records import Message
@@ -25,14 +25,14 @@ from selfreward.runtime.atomic import write_all
 from selfreward.runtime.shutdown import stop
 
 # Seconds that a worker has to end in after it was asked to.
-END = 20.0
+SHUTDOWN_TIMEOUT_S = 20.0
 # Seconds without a sign of life after which a worker that has once given one is dead. It beats in a thread of its own,
 # whatever its engine does; neither srun nor SSH would tell for minutes that its node is gone.
-SILENCE = 60.0
-LOOK = 0.2  # seconds between two looks at whether this process was asked to stop
+SILENCE_TIMEOUT_S = 60.0
+POLL_S = 0.2  # seconds between two looks at whether this process was asked to stop
 
 
-class Link(Protocol):
+class WorkerChannel(Protocol):
     """The way to a worker, from any thread."""
 
     def ask(self, request: Request) -> Future[Answer]:
@@ -45,39 +45,41 @@ class Link(Protocol):
 class RemoteEngine:
     """Implements :class:`selfreward.engines.base.Engine` by asking a worker."""
 
-    def __init__(self, link: Link, model_path: str, model: ModelSettings, settings: EngineSettings) -> None:
+    def __init__(self, channel: WorkerChannel, model_path: str, model: ModelSettings, settings: EngineSettings) -> None:
         """Starts the engine in its worker, and returns once it serves.
 
         Raises:
             EngineDied: the engine or its worker ended.
             ValueError: the engine refuses its settings or the model.
         """
-        self._link = link
+        self._channel = channel
         self.model = model_path
         start = {"model_path": model_path, "model": model.model_dump_json(), "settings": settings.model_dump_json()}
         try:
             self._wait("start", **start)
         except BaseException:
-            link.close()
+            channel.close()
             raise
 
-    async def sample(
+    async def generate(
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
-        found = await self._ask("sample", messages=list(messages), params=asdict(params), seeds=list(seeds))
+        found = await self._ask("generate", messages=list(messages), params=asdict(params), seeds=list(seeds))
         return [Completion(**completion) for completion in found]
 
     async def logprobs(self, ids: Sequence[int], last: int | None = None) -> list[float] | None:
         found: list[float] | None = await self._ask("logprobs", ids=list(ids), last=last)
         return found
 
-    async def chances(self, messages: Sequence[Message], begun: str, options: Sequence[str]) -> list[float] | None:
-        asked = {"messages": list(messages), "begun": begun, "options": list(options)}
-        found: list[float] | None = await self._ask("chances", **asked)
+    async def option_probs(
+        self, messages: Sequence[Message], prefix: str, options: Sequence[str]
+    ) -> list[float] | None:
+        asked = {"messages": list(messages), "begun": prefix, "options": list(options)}
+        found: list[float] | None = await self._ask("option_probs", **asked)
         return found
 
-    async def rate(self, messages: Sequence[Message]) -> float | None:
-        found: float | None = await self._ask("rate", messages=list(messages))
+    async def reward(self, messages: Sequence[Message]) -> float | None:
+        found: float | None = await self._ask("reward", messages=list(messages))
         return found
 
     def reload(self, model_path: str) -> None:
@@ -88,15 +90,15 @@ class RemoteEngine:
         self._wait("sleep")
 
     def close(self) -> None:
-        self._link.close()
+        self._channel.close()
 
     async def _ask(self, do: str, **given: Any) -> Any:
-        return _result(await asyncio.wrap_future(self._link.ask({"do": do, **given})))
+        return _result(await asyncio.wrap_future(self._channel.ask({"do": do, **given})))
 
     def _wait(self, do: str, **given: Any) -> Any:
-        answer = self._link.ask({"do": do, **given})
+        answer = self._channel.ask({"do": do, **given})
         # Loading a model takes minutes, which nobody has who was asked to stop.
-        while not wait([answer], timeout=LOOK).done:
+        while not wait([answer], timeout=POLL_S).done:
             stop.check()
         return _result(answer.result())
 
@@ -111,7 +113,7 @@ def _result(answer: Answer) -> Any:
     return answer["answer"]
 
 
-class ProcessLink:
+class PipeChannel:
     """The way to a worker whose standard streams end in a child process: the worker itself, or what carries them."""
 
     def __init__(
@@ -155,12 +157,12 @@ class ProcessLink:
         self._end()
         self._requests.put(None)
         for thread in self._threads:
-            thread.join(END)
+            thread.join(SHUTDOWN_TIMEOUT_S)
 
     def _end(self) -> int:
         """The exit status of the child, which is killed if it does not end."""
         try:
-            return self._process.wait(END)
+            return self._process.wait(SHUTDOWN_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
@@ -193,7 +195,7 @@ class ProcessLink:
                 if not selector.select(1.0):
                     silent += 1
                     continue
-                silent, self._patience = 0, max(3 * BEAT, min(self._patience, SILENCE))
+                silent, self._patience = 0, max(3 * HEARTBEAT_S, min(self._patience, SILENCE_TIMEOUT_S))
                 if not (chunk := os.read(answers.fileno(), 1 << 20)):
                     return None
                 *lines, buffer = (buffer + chunk).split(b"\n")

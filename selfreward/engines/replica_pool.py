@@ -28,8 +28,8 @@ T = TypeVar("T")
 # Loads a model and returns an engine that serves it.
 Start = Callable[[str], Engine]
 Prove = Callable[[Engine], None]
-PAUSE = 2.0  # seconds before an engine is started again
-LOOK = 0.1  # seconds between two looks at whether a replica is up
+RESTART_PAUSE_S = 2.0  # seconds before an engine is started again
+POLL_S = 0.1  # seconds between two looks at whether a replica is up
 
 
 class Replica:
@@ -55,7 +55,7 @@ class Pool:
         model_path: str,
         starts: Sequence[Start],
         max_restarts: int,
-        apart: bool = True,
+        out_of_process: bool = True,
         prove: Prove = lambda engine: None,
     ) -> None:
         """Starts all replicas, and returns once each serves or is given up.
@@ -73,7 +73,7 @@ class Pool:
         """
         self._wanted = model_path
         self.replicas = [Replica(start) for start in starts]
-        self._max_restarts, self._apart, self._prove = max_restarts, apart, prove
+        self._max_restarts, self._apart, self._prove = max_restarts, out_of_process, prove
         self._lock = threading.Lock()
         self._closing = False
         self._restarting: list[threading.Thread] = []
@@ -86,23 +86,25 @@ class Pool:
             raise
 
     @classmethod
-    def alone(cls, model_path: str, model: ModelSettings, settings: EngineSettings) -> Pool:
+    def single(cls, model_path: str, model: ModelSettings, settings: EngineSettings) -> Pool:
         """One engine in this process."""
-        return cls(model_path, [partial(start_here, model, settings)], settings.max_restarts, apart=False)
+        return cls(model_path, [partial(start_here, model, settings)], settings.max_restarts, out_of_process=False)
 
-    async def sample(
+    async def generate(
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
-        """As :meth:`Engine.sample`. Raises EngineDied once there are no restarts left."""
-        return await self._ask(lambda engine: engine.sample(messages, params, seeds))
+        """As :meth:`Engine.generate`. Raises EngineDied once there are no restarts left."""
+        return await self._ask(lambda engine: engine.generate(messages, params, seeds))
 
-    async def chances(self, messages: Sequence[Message], begun: str, options: Sequence[str]) -> list[float] | None:
-        """As :meth:`Sampler.chances`."""
-        return await self._ask(lambda engine: engine.chances(messages, begun, options))
+    async def option_probs(
+        self, messages: Sequence[Message], prefix: str, options: Sequence[str]
+    ) -> list[float] | None:
+        """As :meth:`Sampler.option_probs`."""
+        return await self._ask(lambda engine: engine.option_probs(messages, prefix, options))
 
-    async def rate(self, messages: Sequence[Message]) -> float | None:
-        """As :meth:`Sampler.rate`."""
-        return await self._ask(lambda engine: engine.rate(messages))
+    async def reward(self, messages: Sequence[Message]) -> float | None:
+        """As :meth:`Sampler.reward`."""
+        return await self._ask(lambda engine: engine.reward(messages))
 
     async def logprobs(self, ids: Sequence[int], last: int | None = None) -> list[float] | None:
         """As :meth:`Engine.logprobs`."""
@@ -239,7 +241,7 @@ class Pool:
             stop.check()
             if self._closing:
                 raise EngineDied("the engines were closed")
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL_S)
 
     def _lost(self, replica: Replica, engine: Engine, error: EngineDied) -> None:
         """Takes an engine that died out, and starts another; only once, however many requests tell of the death."""
@@ -267,7 +269,7 @@ class Pool:
             replica.restarts += 1
             console.print(f"  {why}; starting it again ({replica.restarts} of {self._max_restarts})", markup=False)
             # The memory of a process that was killed may take a moment to come back.
-            time.sleep(PAUSE)
+            time.sleep(RESTART_PAUSE_S)
             try:
                 self._start(replica)
                 return

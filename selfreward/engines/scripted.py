@@ -19,7 +19,7 @@ class ScriptedEngine:
     def __init__(self, model_path: str, model: ModelSettings, settings: EngineSettings) -> None:
         self.model = model_path
 
-    async def sample(
+    async def generate(
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
         return [self._answer(messages, seed) for seed in seeds]
@@ -27,16 +27,18 @@ class ScriptedEngine:
     async def logprobs(self, ids: Sequence[int], last: int | None = None) -> None:
         return None
 
-    async def chances(self, messages: Sequence[Message], begun: str, options: Sequence[str]) -> list[float] | None:
+    async def option_probs(
+        self, messages: Sequence[Message], prefix: str, options: Sequence[str]
+    ) -> list[float] | None:
         """Certainty of what the script says with the seed 0, which may be none of the options."""
         answer = self._answer(messages, 0)
         if answer.finish_reason == "prompt_too_long":
             return None
-        rest = answer.text.removeprefix(begun).strip()
+        rest = answer.text.removeprefix(prefix).strip()
         said = max((option for option in options if rest.startswith(option)), key=len, default=None)
         return [float(option == said) for option in options]
 
-    async def rate(self, messages: Sequence[Message]) -> float | None:
+    async def reward(self, messages: Sequence[Message]) -> float | None:
         raise no_reward_model(self.model)
 
     def reload(self, model_path: str) -> None:

@@ -26,15 +26,15 @@ Answer = TypeVar("Answer", bound=BaseModel)
 # The client insists on a key, a local server asks for none.
 NO_KEY = "none"
 # What passes besides all from 500 on: too slow a request, a conflict, too early, too many requests.
-PASSING = (408, 409, 425, 429)
+TRANSIENT_STATUSES = (408, 409, 425, 429)
 # Seconds before the first retry. Each further pause is twice as long, up to the longest.
-PAUSE, LONGEST_PAUSE = 0.5, 8.0
+RETRY_PAUSE_S, MAX_RETRY_PAUSE_S = 0.5, 8.0
 # A server that asks for a longer pause, in seconds, is closed.
-LONGEST_ASKED = 120.0
+MAX_RETRY_AFTER_S = 120.0
 # How many times as many retries there are once the server has answered anything, so that a wrong address is told at
 # once, and a server that fails half of the time ends one request in two million at the default of 5 retries.
-PATIENCE = 4
-SHOWN = 300  # characters of what a server says
+MAX_GARBAGE_TRIES = 4
+SHOWN_CHARACTERS = 300  # characters of what a server says
 
 
 class _Failure(Exception):
@@ -43,7 +43,7 @@ class _Failure(Exception):
     def __init__(self, kind: str, what: str, way_out: str, passing: bool = True, pause: float | None = None) -> None:
         super().__init__(what)
         self.kind, self.what, self.way_out, self.pause = kind, what, way_out, pause
-        self.passing = passing and (pause or 0.0) <= LONGEST_ASKED
+        self.passing = passing and (pause or 0.0) <= MAX_RETRY_AFTER_S
 
 
 class BadRequest(ValueError):
@@ -93,7 +93,9 @@ class Server:
                     if not failure.passing or tries > self._retries:
                         # Without its cause: that one's text may hold the key, and it holds the request.
                         raise self._error(failure, tries) from None
-                    pause = failure.pause or min(PAUSE * 2 ** (tries - 1), LONGEST_PAUSE) * random.uniform(0.75, 1.0)
+                    pause = failure.pause or min(RETRY_PAUSE_S * 2 ** (tries - 1), MAX_RETRY_PAUSE_S) * random.uniform(
+                        0.75, 1.0
+                    )
                     await asyncio.sleep(pause)
                 else:
                     self._answered = True
@@ -101,7 +103,7 @@ class Server:
 
     @property
     def _retries(self) -> int:
-        return self._settings.max_retries * (PATIENCE if self._answered else 1)
+        return self._settings.max_retries * (MAX_GARBAGE_TRIES if self._answered else 1)
 
     def _connect(self) -> None:
         """Makes a client for the running loop, to which its connections are bound."""
@@ -145,7 +147,7 @@ class Server:
             429: "Lower openai.max_concurrency, or raise openai.max_retries",
         }
         # An account without credit is told with the status of too many requests, and this header.
-        passing = (status in PASSING or status >= 500) and headers.get("x-should-retry") != "false"
+        passing = (status in TRANSIENT_STATUSES or status >= 500) and headers.get("x-should-retry") != "false"
         what = f"answered {status}: {self._told(error)}"
         way_out = ways_out.get(status, "See the server's log")
         return _Failure(str(status), what, way_out, passing, _asked_pause(headers))
@@ -153,7 +155,7 @@ class Server:
     def _told(self, error: APIStatusError) -> str:
         """What the server says of an error."""
         said = error.body.get("message", error.body) if isinstance(error.body, Mapping) else error.body
-        return self._hide(str(said or "no reason"))[:SHOWN].rstrip(".")
+        return self._hide(str(said or "no reason"))[:SHOWN_CHARACTERS].rstrip(".")
 
     def _hide(self, text: str) -> str:
         """A text of the server, which may repeat the key, without it."""
@@ -165,7 +167,10 @@ class Server:
         what = f"gave an answer that can't be read ({f'{place}: ' if place else ''}{first['msg']}): "
         way_out = f"Does openai.base_url end as it should (/v1), and is model {self._settings.model!r} a chat model?"
         return _Failure(
-            "garbage", f"{what}{self._hide(response.text)[:SHOWN]!r}", way_out, pause=_asked_pause(response.headers)
+            "garbage",
+            f"{what}{self._hide(response.text)[:SHOWN_CHARACTERS]!r}",
+            way_out,
+            pause=_asked_pause(response.headers),
         )
 
     def _note(self, failure: _Failure) -> None:

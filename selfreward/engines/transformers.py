@@ -80,7 +80,7 @@ class TransformersEngine:
         self._pump: asyncio.Task[None] | None = None
         self._load(model_path)
 
-    async def sample(
+    async def generate(
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
         ids = self._chat.encode(messages)
@@ -92,13 +92,15 @@ class TransformersEngine:
         tokens = torch.tensor([list(ids)], device=self._device)
         with torch.inference_mode():
             logits = self._model(input_ids=tokens).logits[0, :-1].float()
-        chosen = logits.log_softmax(-1).gather(-1, tokens[0, 1:, None]).squeeze(-1)
+        chosen = logits.log_softmax(-1).run_concurrently(-1, tokens[0, 1:, None]).squeeze(-1)
         figures: list[float] = chosen.tolist()
         return figures if last is None else figures[-last:]
 
-    async def chances(self, messages: Sequence[Message], begun: str, options: Sequence[str]) -> list[float] | None:
+    async def option_probs(
+        self, messages: Sequence[Message], prefix: str, options: Sequence[str]
+    ) -> list[float] | None:
         groups = [self._chat.option_ids(option) for option in options]
-        ids = self._chat.begin(messages, begun)
+        ids = self._chat.begin(messages, prefix)
         if not self._fits(len(ids) + 1):
             return None
         tokens = torch.tensor([ids], device=self._device)
@@ -114,7 +116,7 @@ class TransformersEngine:
         probabilities = output.logits[0][0].float().softmax(-1)
         return [float(probabilities[group].sum()) for group in groups]
 
-    async def rate(self, messages: Sequence[Message]) -> float | None:
+    async def reward(self, messages: Sequence[Message]) -> float | None:
         raise no_reward_model(self.model)
 
     def reload(self, model_path: str) -> None:

@@ -82,7 +82,7 @@ class VLLMEngine:
         self._waiting: dict[str, asyncio.Future[RequestOutput]] = {}
         self._pump: asyncio.Task[None] | None = None
 
-    async def sample(
+    async def generate(
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
         ids = self._chat.encode(messages)
@@ -113,9 +113,11 @@ class VLLMEngine:
         figures = await asyncio.gather(*(self._next_logprobs(ids[:end], [ids[end]]) for end in ends))
         return [figure for [figure] in figures]
 
-    async def chances(self, messages: Sequence[Message], begun: str, options: Sequence[str]) -> list[float] | None:
+    async def option_probs(
+        self, messages: Sequence[Message], prefix: str, options: Sequence[str]
+    ) -> list[float] | None:
         groups = [self._chat.option_ids(option) for option in options]
-        ids = self._chat.begin(messages, begun)
+        ids = self._chat.begin(messages, prefix)
         if len(ids) + 1 > self._max_model_len:
             return None
         tokens = list(itertools.chain(*groups))
@@ -123,7 +125,7 @@ class VLLMEngine:
         figures = itertools.chain(*await asyncio.gather(*(self._next_logprobs(ids, part) for part in parts)))
         return [sum(exp(figure) for figure in itertools.islice(figures, len(group))) for group in groups]
 
-    async def rate(self, messages: Sequence[Message]) -> float | None:
+    async def reward(self, messages: Sequence[Message]) -> float | None:
         raise no_reward_model(self.model)
 
     def prefix_cache(self) -> tuple[int, int]:

@@ -28,9 +28,9 @@ from selfreward.runtime.shutdown import end_with_parent
 T = TypeVar("T")
 
 # Seconds between two looks at the outputs: a step takes longer, and a look costs some microseconds.
-LOOK = 0.001
+POLL_S = 0.001
 # Seconds until a killed process is gone, unless its GPU's driver hangs.
-KILLED = 5.0
+KILL_TIMEOUT_S = 5.0
 
 _run_engine_core, _worker_main = EngineCoreProc.run_engine_core, WorkerProc.worker_main
 
@@ -124,11 +124,11 @@ class Core:
         if not self._processes:
             return
         # Looks are counted, as a clock would also count the hours between Ctrl-Z and fg.
-        for _ in range(round(self._stall_timeout / LOOK)):
+        for _ in range(round(self._stall_timeout / POLL_S)):
             if not self._client.outputs_queue.empty():
                 return
             self._check()
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL_S)
         raise self._stalled()
 
     def call(self, function: Callable[[], T]) -> T:
@@ -157,7 +157,7 @@ class Core:
             self._client = None
         for process in self._processes:
             process.kill()
-            process.join(KILLED)
+            process.join(KILL_TIMEOUT_S)
 
     def _check(self) -> None:
         ended = [f"{process.name} {process.exitcode}" for process in self._processes if not process.is_alive()]

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 Request = dict[str, Any]
 Answer = dict[str, Any]
-BEAT = 5.0  # seconds between two signs of life
-BEATS: Answer = {"beat": True}
+HEARTBEAT_S = 5.0  # seconds between two signs of life
+HEARTBEAT: Answer = {"beat": True}
 
 
 class Worker:
@@ -56,9 +56,9 @@ class Worker:
         if do == "start":
             return self._start(**given)
         assert self._engine is not None, "it was started first"
-        if do == "sample":
+        if do == "generate":
             params = SamplingParams(**given["params"])
-            completions = await self._engine.sample(given["messages"], params, given["seeds"])
+            completions = await self._engine.generate(given["messages"], params, given["seeds"])
             return [asdict(completion) for completion in completions]
         if do in ("reload", "sleep"):
             return getattr(self._engine, do)(**given)
@@ -102,8 +102,8 @@ class _Lines:
 
     def _beat(self) -> None:
         while True:
-            self.write(BEATS)
-            threading.Event().wait(BEAT)
+            self.write(HEARTBEAT)
+            threading.Event().wait(HEARTBEAT_S)
 
 
 async def _serve(lines: _Lines) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfreward.estimates.machine import GIB
-from selfreward.estimates.run_estimate import Outline
+from selfreward.estimates.run_estimate import RunEstimate
 from selfreward.estimates.training_memory import Training
 from selfreward.launchers.batch import ACCUMULATION, PER_DEVICE
 from selfreward.recipe.recipe import edited_recipe
@@ -16,7 +16,7 @@ from selfreward.recipe.recipe import edited_recipe
 # What an engine holds on a GPU while it sleeps: its CUDA context, and some buffers.
 ASLEEP = int(1.5 * GIB)
 # Tokens of a judge's own prompt, and of what it judges an answer to.
-AROUND = 512
+AROUND_TOKENS = 512
 FSDP = Path(__file__).parents[2] / "configs/accelerate/fsdp2.yaml"
 
 
@@ -42,9 +42,9 @@ class Problem:
 Settings = tuple[str, ...]
 
 
-def first_problem(outline: Outline) -> Problem | None:
+def first_problem(estimate: RunEstimate) -> Problem | None:
     """The first thing of a run that does not fit, in the order in which it would be met."""
-    checks: list[tuple[Callable[[Outline], Need | None], Callable[[Outline], Iterator[Settings]]]] = [
+    checks: list[tuple[Callable[[RunEstimate], Need | None], Callable[[RunEstimate], Iterator[Settings]]]] = [
         (_seed, _for_the_seed),
         (_cache, _for_serving),
         (_serving, _for_serving),
@@ -53,11 +53,11 @@ def first_problem(outline: Outline) -> Problem | None:
         (_disk, _nothing),
     ]
     for look, changes in checks:
-        need = look(outline)
+        need = look(estimate)
         if need is None or need.needs <= need.has:
             continue
-        for settings in changes(outline):
-            other = _with(outline, settings)
+        for settings in changes(estimate):
+            other = _with(estimate, settings)
             then = None if other is None else look(other)
             if then is not None and then.needs <= then.has:
                 return Problem(need, settings, then)
@@ -65,93 +65,93 @@ def first_problem(outline: Outline) -> Problem | None:
     return None
 
 
-def _with(outline: Outline, settings: Settings) -> Outline | None:
+def _with(estimate: RunEstimate, settings: Settings) -> RunEstimate | None:
     """The plan with other settings, or None where the recipe can't have them."""
     try:
-        other = Outline(edited_recipe(outline.recipe.model_dump(mode="json"), settings), outline.machine)
+        other = RunEstimate(edited_recipe(estimate.recipe.model_dump(mode="json"), settings), estimate.machine)
         assert other.layout.replicas
     except ValueError:
         return None
     return other
 
 
-def _seed(outline: Outline) -> Need | None:
-    return _training(outline, outline.sft, "training of the seed", kept=0)
+def _seed(estimate: RunEstimate) -> Need | None:
+    return _training(estimate, estimate.sft, "training of the seed", kept=0)
 
 
-def _dpo(outline: Outline) -> Need | None:
-    return _training(outline, outline.dpo, "training", kept=held_by_engine(outline) if outline.keeps_engine else 0)
+def _dpo(estimate: RunEstimate) -> Need | None:
+    return _training(estimate, estimate.dpo, "training", kept=held_by_engine(estimate) if estimate.keeps_engine else 0)
 
 
-def _training(outline: Outline, trained: Training | None, what: str, kept: int) -> Need | None:
+def _training(estimate: RunEstimate, trained: Training | None, what: str, kept: int) -> Need | None:
     """On a CPU all processes of a node share its memory."""
     if trained is None:
         return None
-    device = outline.machine.device
-    needs = trained.memory.total * (outline.layout.processes if device.is_cpu else 1) + kept
+    device = estimate.machine.device
+    needs = trained.memory.total * (estimate.layout.processes if device.is_cpu else 1) + kept
     return Need(what, needs, device.memory, "main memory" if device.is_cpu else f"each {device.name}")
 
 
-def held_by_engine(outline: Outline) -> int:
+def held_by_engine(estimate: RunEstimate) -> int:
     """Bytes of a device that an engine which is kept has while there is training."""
-    return outline.serving.total * outline.layout.replicas if outline.machine.device.is_cpu else ASLEEP
+    return estimate.serving.total * estimate.layout.replicas if estimate.machine.device.is_cpu else ASLEEP
 
 
-def _cache(outline: Outline) -> Need | None:
+def _cache(estimate: RunEstimate) -> Need | None:
     """One sequence has to fit into a KV cache whose size the recipe gives, or the loop on a CPU."""
-    served = outline.serving
+    served = estimate.serving
     if served.given is None:
         return None
     needs = served.max_model_len * served.bytes_a_token
     return Need(f"one sequence of {served.max_model_len:,} tokens", needs, served.given, "the KV cache")
 
 
-def _serving(outline: Outline) -> Need | None:
-    served, device = outline.serving, outline.machine.device
+def _serving(estimate: RunEstimate) -> Need | None:
+    served, device = estimate.serving, estimate.machine.device
     cache = served.max_model_len * served.bytes_a_token if served.given is None else served.given
     needs = served.weights + served.computing + served.overhead + cache
     where = "main memory" if device.is_cpu else f"each {device.name}, of which vLLM may take this much"
     return Need("serving", needs * (served.replicas if device.is_cpu else 1), served.budget, where)
 
 
-def _merge(outline: Outline) -> Need | None:
+def _merge(estimate: RunEstimate) -> Need | None:
     """Main memory is known where there are no GPUs; elsewhere this machine need not be the one of the run."""
-    trained = outline.dpo or outline.sft
+    trained = estimate.dpo or estimate.sft
     assert trained is not None
-    device = outline.machine.device
+    device = estimate.machine.device
     return Need("the merge", trained.merge, device.memory, "main memory") if device.is_cpu else None
 
 
-def _disk(outline: Outline) -> Need | None:
-    folder = outline.recipe.run_dir.absolute()
+def _disk(estimate: RunEstimate) -> Need | None:
+    folder = estimate.recipe.run_dir.absolute()
     while not folder.is_dir():
         folder = folder.parent
-    run = outline.recipe.run_dir / outline.recipe.name
+    run = estimate.recipe.run_dir / estimate.recipe.name
     written = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
     return Need(
-        "the run folder", max(0, outline.disk - written), shutil.disk_usage(folder).free, f"the disk of {folder}"
+        "the run folder", max(0, estimate.disk - written), shutil.disk_usage(folder).free, f"the disk of {folder}"
     )
 
 
-def _nothing(outline: Outline) -> Iterator[Settings]:
+def _nothing(estimate: RunEstimate) -> Iterator[Settings]:
     return iter(())
 
 
-def _for_serving(outline: Outline) -> Iterator[Settings]:
+def _for_serving(estimate: RunEstimate) -> Iterator[Settings]:
     """More of the GPU, a context that still holds what a judge reads and writes, more GPUs to a replica."""
-    recipe, served, key = outline.recipe, outline.serving, "engine.vllm."
+    recipe, served, key = estimate.recipe, estimate.serving, "engine.vllm."
     if recipe.engine.name != "vllm":
         if (size := recipe.engine.transformers.batch_size) > 1:
             yield from ((f"engine.transformers.batch_size={size >> by}",) for by in range(1, size.bit_length()))
         return
-    if float(recipe.engine.vllm.get("gpu_memory_utilization") or 1) < 0.9 and not outline.machine.device.is_cpu:
+    if float(recipe.engine.vllm.get("gpu_memory_utilization") or 1) < 0.9 and not estimate.machine.device.is_cpu:
         yield (f"{key}gpu_memory_utilization=0.92",)
-    least = recipe.responses.max_tokens + max(judge.max_tokens for judge in recipe.judge.judges) + AROUND
+    least = recipe.responses.max_tokens + max(judge.max_tokens for judge in recipe.judge.judges) + AROUND_TOKENS
     longest = min(served.cached_tokens, served.max_model_len) // 256 * 256
     if longest >= least:
         yield (f"{key}max_model_len={longest}",)
     tensor = 2 * int(recipe.engine.vllm.get("tensor_parallel_size") or 1)
-    while tensor <= outline.machine.gpus and outline.sizes.heads % tensor == 0:
+    while tensor <= estimate.machine.gpus and estimate.sizes.heads % tensor == 0:
         yield (f"{key}tensor_parallel_size={tensor}",)
         tensor *= 2
     if served.given is not None:
@@ -159,24 +159,24 @@ def _for_serving(outline: Outline) -> Iterator[Settings]:
         yield (f"{key}max_model_len={shorter}", f"{key}kv_cache_memory_bytes={shorter * served.bytes_a_token}")
 
 
-def _for_the_seed(outline: Outline) -> Iterator[Settings]:
-    assert outline.sft is not None
-    return _for_training(outline, outline.sft, "training.sft.")
+def _for_the_seed(estimate: RunEstimate) -> Iterator[Settings]:
+    assert estimate.sft is not None
+    return _for_training(estimate, estimate.sft, "training.sft.")
 
 
-def _for_dpo(outline: Outline) -> Iterator[Settings]:
-    assert outline.dpo is not None
-    return _for_training(outline, outline.dpo, "training.dpo.")
+def _for_dpo(estimate: RunEstimate) -> Iterator[Settings]:
+    assert estimate.dpo is not None
+    return _for_training(estimate, estimate.dpo, "training.dpo.")
 
 
-def _for_training(outline: Outline, trained: Training, key: str) -> Iterator[Settings]:
+def _for_training(estimate: RunEstimate, trained: Training, key: str) -> Iterator[Settings]:
     """What changes no result, each alone and then with those before it; then coarser weights, and shorter rows."""
     every: Settings = ()
-    for settings in _without_effect(outline, trained, key):
+    for settings in _without_effect(estimate, trained, key):
         yield settings
         if (every := _joined(every, settings)) != settings:
             yield every
-    if key == "training.dpo." and not outline.machine.device.is_cpu:
+    if key == "training.dpo." and not estimate.machine.device.is_cpu:
         yield _joined(every, ("training.load_in_4bit=true",))
     length = trained.length // 2
     while length >= 256:
@@ -184,9 +184,9 @@ def _for_training(outline: Outline, trained: Training, key: str) -> Iterator[Set
         length //= 2
 
 
-def _without_effect(outline: Outline, trained: Training, key: str) -> Iterator[Settings]:
+def _without_effect(estimate: RunEstimate, trained: Training, key: str) -> Iterator[Settings]:
     """The batch of a step stays what it is."""
-    if outline.keeps_engine and key == "training.dpo.":
+    if estimate.keeps_engine and key == "training.dpo.":
         yield ("launch.keep_engine=false",)
     if not trained.checkpointing:
         yield (f"{key}gradient_checkpointing=true",)
@@ -195,9 +195,9 @@ def _without_effect(outline: Outline, trained: Training, key: str) -> Iterator[S
         size //= 2
         if batch % size == 0:
             yield (f"{key}{PER_DEVICE}={size}", f"{key}{ACCUMULATION}={batch // size}")
-    if trained.ranks > 1 and trained.sharing != "FSDP" and not outline.machine.device.is_cpu and FSDP.is_file():
+    if trained.ranks > 1 and trained.sharing != "FSDP" and not estimate.machine.device.is_cpu and FSDP.is_file():
         # The file's own number of processes may be that of another machine.
-        yield (f"launch.accelerate_config={FSDP}", f"launch.processes={outline.layout.processes}")
+        yield (f"launch.accelerate_config={FSDP}", f"launch.processes={estimate.layout.processes}")
 
 
 def _joined(first: Settings, second: Settings) -> Settings:

@@ -12,7 +12,7 @@ from selfreward.recipe.recipe import Recipe
 from selfreward.run.plan import names
 
 # Requests behind a prompt that a model makes: what it writes, compares, answers, and what filters take out.
-A_PROMPT = 5
+REQUESTS_A_PROMPT = 5
 SAMPLED = ("anchors", "responses", "judgements", "previous_judgements", "lookahead", "meta")
 # Judges that read a next token's chances, or compute, and write nothing.
 WITHOUT_TEXT = ("yes_no", "verifier", "reward_model")
@@ -97,9 +97,9 @@ def of_all_prompts(recipe: Recipe, num: int) -> list[Requests]:
     asked = [source for source in recipe.prompts.sources if source.needs_model]
     return [
         Requests(
-            A_PROMPT * num,
+            REQUESTS_A_PROMPT * num,
             source.generation.max_tokens,
-            A_PROMPT * num,
+            REQUESTS_A_PROMPT * num,
             prompts=4,
             instructions=1,
             asked="other" if source.by == "teacher" else "policy",

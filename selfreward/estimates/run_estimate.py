@@ -34,7 +34,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Outline:
+class RunEstimate:
     """A recipe on a machine. What is slow to find is found when it is asked for."""
 
     recipe: Recipe
@@ -103,13 +103,13 @@ class Outline:
         """Of all stages, with what an engine needs to serve each new model."""
         models = len({step.iteration for step in plan(self.recipe)})
         keeps, on_cpu = self.keeps_engine, self.machine.device.is_cpu
-        start = speed.WAKE if keeps else speed.CPU_START if on_cpu else speed.START
+        start = speed.WAKE_S if keeps else speed.CPU_START_S if on_cpu else speed.START_S
         return models * (start + self.loading) + sum(stage.load.seconds or 0.0 for stage in self.stages)
 
     @property
     def loading(self) -> float:
         """Seconds in which the weights come from the disk."""
-        return self.sizes.weight_bytes(self.recipe.model.dtype) / speed.DISK
+        return self.sizes.weight_bytes(self.recipe.model.dtype) / speed.DISK_BYTES_A_S
 
     @property
     def disk(self) -> int:

@@ -22,7 +22,7 @@ OF_BANDWIDTH, OF_FLOPS_READING, OF_FLOPS_TRAINING = 0.6, 0.5, 0.4
 # A text has on average this share of the tokens that it may have.
 OF_MAX_TOKENS = 0.5
 # Bytes a second from a disk; and seconds besides for an engine to start, on a GPU and on a CPU, and to wake up.
-DISK, START, CPU_START, WAKE = 2e9, 60.0, 5.0, 5.0
+DISK_BYTES_A_S, START_S, CPU_START_S, WAKE_S = 2e9, 60.0, 5.0, 5.0
 
 
 @dataclass(frozen=True)

@@ -9,28 +9,28 @@ from typing import Any
 from selfreward.estimates import speed
 from selfreward.estimates.fits import Problem, first_problem, held_by_engine
 from selfreward.estimates.machine import GIB
-from selfreward.estimates.run_estimate import Outline, Stage
+from selfreward.estimates.run_estimate import RunEstimate, Stage
 from selfreward.estimates.training_memory import Training
 
 ROW = "  {:<34} {:>9} {:>10} {:>10} {:>10} {:>9} {:>10}  {}"
 
 
-def as_dict(outline: Outline) -> dict[str, Any]:
+def as_dict(estimate: RunEstimate) -> dict[str, Any]:
     """Everything, in bytes, tokens and seconds."""
-    problem = first_problem(outline)
+    problem = first_problem(estimate)
     return {
-        "name": outline.recipe.name,
-        "machine": asdict(outline.machine),
-        "layout": asdict(outline.layout),
-        "model": asdict(outline.sizes),
-        "serving": {**asdict(outline.serving), "cached_tokens": outline.serving.cached_tokens},
-        "seed_training": _training_dict(outline.sft),
-        "training": _training_dict(outline.dpo),
-        "keep_engine": {"chosen": outline.keeps_engine, "true": _kept(outline), "false": _ended(outline)},
-        "stages": [_stage_dict(stage) for stage in outline.stages],
-        "seconds": outline.seconds,
-        "disk": outline.disk,
-        "assumptions": list(assumptions(outline)),
+        "name": estimate.recipe.name,
+        "machine": asdict(estimate.machine),
+        "layout": asdict(estimate.layout),
+        "model": asdict(estimate.sizes),
+        "serving": {**asdict(estimate.serving), "cached_tokens": estimate.serving.cached_tokens},
+        "seed_training": _training_dict(estimate.sft),
+        "training": _training_dict(estimate.dpo),
+        "keep_engine": {"chosen": estimate.keeps_engine, "true": _kept(estimate), "false": _ended(estimate)},
+        "stages": [_stage_dict(stage) for stage in estimate.stages],
+        "seconds": estimate.seconds,
+        "disk": estimate.disk,
+        "assumptions": list(assumptions(estimate)),
         "problem": None if problem is None else asdict(problem),
     }
 
@@ -44,45 +44,45 @@ def _stage_dict(stage: Stage) -> dict[str, Any]:
     return {**place, **asdict(stage.load), "disk": stage.disk, "measured_in": stage.measured_in}
 
 
-def _kept(outline: Outline) -> dict[str, float]:
+def _kept(estimate: RunEstimate) -> dict[str, float]:
     """Bytes of a device that an engine has during training if it is kept, and the seconds until it serves again."""
-    return {"bytes": held_by_engine(outline), "seconds": speed.WAKE + outline.loading}
+    return {"bytes": held_by_engine(estimate), "seconds": speed.WAKE_S + estimate.loading}
 
 
-def _ended(outline: Outline) -> dict[str, float]:
+def _ended(estimate: RunEstimate) -> dict[str, float]:
     """The same of an engine that ends, and is started again."""
-    start = speed.CPU_START if outline.machine.device.is_cpu else speed.START
-    return {"bytes": 0, "seconds": start + outline.loading}
+    start = speed.CPU_START_S if estimate.machine.device.is_cpu else speed.START_S
+    return {"bytes": 0, "seconds": start + estimate.loading}
 
 
-def lines(outline: Outline) -> Iterator[str]:
+def lines(estimate: RunEstimate) -> Iterator[str]:
     """The plan as text."""
-    yield from _head(outline)
-    yield from _serving(outline)
-    for name, trained in (("seed", outline.sft), ("training", outline.dpo)):
+    yield from _head(estimate)
+    yield from _serving(estimate)
+    for name, trained in (("seed", estimate.sft), ("training", estimate.dpo)):
         if trained is not None:
             yield from _training(name, trained)
-    yield from _engine(outline)
-    yield from _stages(outline)
+    yield from _engine(estimate)
+    yield from _stages(estimate)
     yield "assumed"
-    yield from (f"  {each}" for each in assumptions(outline))
-    yield from _verdict(first_problem(outline))
+    yield from (f"  {each}" for each in assumptions(estimate))
+    yield from _verdict(first_problem(estimate))
 
 
-def _head(outline: Outline) -> Iterator[str]:
-    machine, sizes, dtype = outline.machine, outline.sizes, outline.recipe.model.dtype
+def _head(estimate: RunEstimate) -> Iterator[str]:
+    machine, sizes, dtype = estimate.machine, estimate.sizes, estimate.recipe.model.dtype
     one = f"{machine.device.name}, {_bytes(machine.device.memory)}"
     where = (
         f"{machine.gpus} x {one} each" if machine.gpus else f"no GPU, {_bytes(machine.device.memory)} of main memory"
     )
-    yield f"run        {outline.recipe.name}, on {machine.nodes} {_many('node', machine.nodes)} with {where}"
+    yield f"run        {estimate.recipe.name}, on {machine.nodes} {_many('node', machine.nodes)} with {where}"
     active = f", {_billions(sizes.active)} of them for a token" if sizes.active < sizes.parameters else ""
     weights = _bytes(sizes.weight_bytes(dtype))
     yield f"model      {_billions(sizes.parameters)} parameters{active}: {weights} in {dtype}"
 
 
-def _serving(outline: Outline) -> Iterator[str]:
-    served = outline.serving
+def _serving(estimate: RunEstimate) -> Iterator[str]:
+    served = estimate.serving
     split = f", each on {served.devices} GPUs" if served.devices > 1 else ""
     parts = {"weights": served.weights, "computing": served.computing, "overhead": served.overhead}
     yield f"serving    {served.replicas} {_many('replica', served.replicas)}{split}: {_parts(parts)} on each device"
@@ -104,18 +104,18 @@ def _training(name: str, trained: Training) -> Iterator[str]:
     yield f"           then the merge, in main memory, on one process: {_bytes(trained.merge)}"
 
 
-def _engine(outline: Outline) -> Iterator[str]:
-    kept, ended = _kept(outline), _ended(outline)
-    chosen = "kept" if outline.keeps_engine else "ended"
+def _engine(estimate: RunEstimate) -> Iterator[str]:
+    kept, ended = _kept(estimate), _ended(estimate)
+    chosen = "kept" if estimate.keeps_engine else "ended"
     yield (
         f"engine     {chosen} while there is training (launch.keep_engine). Kept, it holds {_bytes(kept['bytes'])} of "
         f"a device and serves again after {kept['seconds']:.0f} s; ended, nothing, and {ended['seconds']:.0f} s"
     )
 
 
-def _stages(outline: Outline) -> Iterator[str]:
+def _stages(estimate: RunEstimate) -> Iterator[str]:
     yield ROW.format("stage", "processes", "read", "written", "trained", "time", "disk", "")
-    for stage in outline.stages:
+    for stage in estimate.stages:
         load = stage.load
         tokens = [_count(n) for n in (load.read, load.written, load.trained)]
         source = "" if stage.measured_in is None else f"measured in iteration {stage.measured_in}"
@@ -127,27 +127,27 @@ def _stages(outline: Outline) -> Iterator[str]:
             _bytes(stage.disk) if stage.disk else "",
             source,
         ).rstrip()
-    unknown = any(stage.load.seconds is None for stage in outline.stages)
+    unknown = any(stage.load.seconds is None for stage in estimate.stages)
     more = ", and what other models and servers take" if unknown else ""
-    yield f"in all     {_time(outline.seconds)}{more}; {_bytes(outline.disk)} of disk at most"
+    yield f"in all     {_time(estimate.seconds)}{more}; {_bytes(estimate.disk)} of disk at most"
 
 
-def assumptions(outline: Outline) -> Iterator[str]:
+def assumptions(estimate: RunEstimate) -> Iterator[str]:
     """What the figures rest on that is not known."""
-    device, lengths = outline.machine.device, outline.lengths
+    device, lengths = estimate.machine.device, estimate.lengths
     yield (
         f"{device.name}: {device.bandwidth / 1e9:,.0f} GB/s of memory, {device.flops / 1e12:,.2f} TFLOPS. Decoding "
         f"reaches {speed.OF_BANDWIDTH:.0%} of the first, reading {speed.OF_FLOPS_READING:.0%} and training "
         f"{speed.OF_FLOPS_TRAINING:.0%} of the second"
     )
-    known = "responses" in outline.measured
+    known = "responses" in estimate.measured
     yield (
         f"a prompt has {lengths.prompt:.0f} tokens; a text has {lengths.share:.0%} of max_tokens"
         f"{' (measured)' if known else ''}; a judge's own prompt has {lengths.instructions:.0f}"
     )
-    if outline.recipe.iterations:
-        known = "pairs" in outline.measured
-        yield f"an iteration makes {outline.pairs:,} pairs{' (measured)' if known else ', one for each prompt'}"
+    if estimate.recipe.iterations:
+        known = "pairs" in estimate.measured
+        yield f"an iteration makes {estimate.pairs:,} pairs{' (measured)' if known else ', one for each prompt'}"
     yield "prefixes that requests share are read once; training memory is that of a batch of the longest rows"
 
 

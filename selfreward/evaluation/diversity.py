@@ -11,16 +11,16 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from selfreward.evaluation.root_verb_noun import roots
+from selfreward.evaluation.root_verb_noun import root_verb_noun
 from selfreward.prompts.filters.texts import ngrams, words
 from selfreward.recipe.filter_settings import EmbeddingSettings
 
-SAMPLE = 1000
+SAMPLED_TEXTS = 1000
 # Shares of what is distinct fall with the amount of text: they are means over windows of so many n-grams or roots.
 WINDOW = {"distinct_1": 500, "distinct_2": 500, "distinct_roots": 100}
-SELF_BLEU = 100
-CLUSTERS = 16
-HASHED = 256
+SELF_BLEU_TEXTS = 100
+NUM_CLUSTERS = 16
+HASHED_DIMENSIONS = 256
 Root = tuple[str, str]
 
 
@@ -30,8 +30,8 @@ def diversity(
     """Figures of instructions; what can't be said of so few texts is left out.
 
     - ``distinct_1``, ``distinct_2``: unique words and pairs of words beside all (arXiv 1510.03055).
-    - ``distinct_roots``: unique pairs of a root verb and noun (:mod:`selfreward.evaluation.root_verb_noun`) beside all, and
-      ``rooted``, the share of texts in which there is one.
+    - ``distinct_roots``: unique pairs of a root verb and noun (:mod:`selfreward.evaluation.root_verb_noun`) beside all,
+      and ``rooted``, the share of texts in which there is one.
     - ``self_bleu``: mean sentence BLEU of a text against the others, 0 to 100, higher being less diverse
       (arXiv 1802.01886). It grows with the number of texts up to 100, where the sample ends.
     - ``spread``: mean cosine distance of two texts, 0 to 1, of embeddings where a model is set, else of word counts.
@@ -49,13 +49,13 @@ def diversity(
     """
     sample = _sample(texts, seed)
     tokens = [found for found in map(words, sample) if found]
-    found = [root for root in map(roots, sample) if root is not None]
+    found = [root for root in map(root_verb_noun, sample) if root is not None]
     figures = {
         "distinct_1": _distinct([word for text in tokens for word in text], WINDOW["distinct_1"]),
         "distinct_2": _distinct([pair for text in tokens for pair in ngrams(text, 2)], WINDOW["distinct_2"]),
         "distinct_roots": _distinct(found, WINDOW["distinct_roots"]),
         "rooted": len(found) / len(sample) if sample else None,
-        "self_bleu": self_bleu(tokens[:SELF_BLEU]),
+        "self_bleu": self_bleu(tokens[:SELF_BLEU_TEXTS]),
         **_spread(sample, _sample(reference, seed), seed, embedding),
     }
     return {name: value for name, value in figures.items() if value is not None}
@@ -63,7 +63,7 @@ def diversity(
 
 def frequent_roots(texts: Sequence[str], num: int) -> list[tuple[Root, int]]:
     """The most frequent pairs of a root verb and noun, with how many texts have them."""
-    counts = Counter(root for root in map(roots, texts) if root is not None)
+    counts = Counter(root for root in map(root_verb_noun, texts) if root is not None)
     return sorted(counts.items(), key=lambda each: (-each[1], each[0]))[:num]
 
 
@@ -99,7 +99,7 @@ def self_bleu(tokens: Sequence[Sequence[str]]) -> float | None:
 
 def _sample(texts: Sequence[str], seed: int) -> list[str]:
     """At most 1000 texts in random order."""
-    return random.Random(seed).sample(texts, min(SAMPLE, len(texts)))
+    return random.Random(seed).sample(texts, min(SAMPLED_TEXTS, len(texts)))
 
 
 def _distinct(items: Sequence[Hashable], window: int) -> float | None:
@@ -128,13 +128,13 @@ def _coverage(vectors: NDArray[np.float64], reference: NDArray[np.float64], seed
     from scipy.stats import entropy
 
     distinct = np.unique(reference, axis=0)
-    num = min(CLUSTERS, len(distinct))
+    num = min(NUM_CLUSTERS, len(distinct))
     first = distinct[np.random.default_rng(seed).choice(len(distinct), num, replace=False)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a cluster may lose all its members, and keeps its centre
         centres, _ = kmeans2(reference, first, minit="matrix")
     _, sizes = np.unique(vq(vectors, centres)[0], return_counts=True)
-    return float(np.exp(entropy(sizes)) / min(CLUSTERS, len(reference)))
+    return float(np.exp(entropy(sizes)) / min(NUM_CLUSTERS, len(reference)))
 
 
 def _vectors(texts: Sequence[str], embedding: EmbeddingSettings) -> NDArray[np.float64]:
@@ -143,9 +143,9 @@ def _vectors(texts: Sequence[str], embedding: EmbeddingSettings) -> NDArray[np.f
         from selfreward.prompts.filters.near import encoder
 
         return encoder(embedding)(texts).astype(np.float64)
-    counts: NDArray[np.float64] = np.zeros((len(texts), HASHED))
+    counts: NDArray[np.float64] = np.zeros((len(texts), HASHED_DIMENSIONS))
     for row, text in enumerate(texts):
         for word in words(text) or [""]:
-            counts[row, zlib.crc32(word.encode()) % HASHED] += 1
+            counts[row, zlib.crc32(word.encode()) % HASHED_DIMENSIONS] += 1
     counts /= np.linalg.norm(counts, axis=1, keepdims=True)
     return counts

@@ -10,7 +10,7 @@ from selfreward.run.run import Run
 from selfreward.runtime.progress import console
 
 # Prompts of which the shares of distinct n-grams and roots are noise, and from which on their number has no influence.
-FEW, ENOUGH = 20, 100
+MIN_PROMPTS, MIN_JUDGEMENTS = 20, 100
 
 
 def watch(run: Run, step: Step, summary: Mapping[str, Any]) -> None:
@@ -85,7 +85,7 @@ def _narrower(run: Run, summary: Mapping[str, Any], limit: float | None) -> Iter
 
 def _comparable(now: int, then: int) -> bool:
     """Whether shares of what is distinct compare: of few prompts they say little, and many more repeat more."""
-    return then >= FEW and (now <= 1.5 * then or then >= ENOUGH)
+    return then >= MIN_PROMPTS and (now <= 1.5 * then or then >= MIN_JUDGEMENTS)
 
 
 def _beyond(

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 # Where a root is looked for: what comes later are details.
-SENTENCES, CHARACTERS = 3, 2000
+MAX_SENTENCES, MAX_CHARACTERS = 3, 2000
 _TOKEN = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*|\d[\w.,]*|\S")
 _SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n+")
 
@@ -70,9 +70,9 @@ _NO_ADVERBS = _set("family reply apply supply multiply imply comply assembly ano
 _TEXT = "\"'\u2018\u2019\u201c\u201d([{<*`"
 
 
-def roots(text: str) -> tuple[str, str] | None:
+def root_verb_noun(text: str) -> tuple[str, str] | None:
     """The root verb and its object, a noun in the singular, in lower case; None where one of them is not found."""
-    for sentence in _SENTENCE.split(text[:CHARACTERS].strip(), maxsplit=SENTENCES)[:SENTENCES]:
+    for sentence in _SENTENCE.split(text[:MAX_CHARACTERS].strip(), maxsplit=MAX_SENTENCES)[:MAX_SENTENCES]:
         tokens = _opened(_TOKEN.findall(sentence.casefold().replace("\u2019", "'")))
         if not tokens or not _is_verb(*tokens[:2]):
             continue

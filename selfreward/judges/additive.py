@@ -46,7 +46,7 @@ class AdditiveJudge:
     ) -> list[Judgement]:
         seeds = [derive_seed(seed, response.id, vote) for vote in range(self._settings.votes)]
         messages = self.messages(prompt.text, response.text, reference)
-        completions = await engine.sample(messages, self._params, seeds)
+        completions = await engine.generate(messages, self._params, seeds)
         judgements = []
         for vote, completion in enumerate(completions):
             score, error = self.parse(completion.text, cut=completion.finish_reason == "length")

@@ -87,7 +87,7 @@ def _labelled(scores: Mapping[str, Scores], groups: Sequence[Sequence[str]]) -> 
         chance = posterior(vote, accuracies)
         better[first].append(chance)
         better[second].append(1 - chance)
-    return {response: _mean(chances) for response, chances in better.items()}
+    return {response: _mean(probs) for response, probs in better.items()}
 
 
 def _vote(scores: Scores, first: str, second: str) -> int:

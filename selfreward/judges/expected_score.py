@@ -45,12 +45,12 @@ class ExpectedScoreJudge(AdditiveJudge):
         messages = self.messages(prompt.text, response.text, reference)
         seeds = [derive_seed(seed, response.id, vote) for vote in range(self._settings.votes)]
         if self._settings.expected.think:
-            completions = await engine.sample(messages, self._params, seeds)
+            completions = await engine.generate(messages, self._params, seeds)
             verdicts = await asyncio.gather(*(self._read(engine, messages, each) for each in completions))
         else:
-            chances = await engine.chances(messages, ANNOUNCEMENT, self._options)
-            completions = [Completion(shown(self._options, chances), "stop", 0)]
-            verdicts = [self._verdict(chances)]
+            probs = await engine.option_probs(messages, ANNOUNCEMENT, self._options)
+            completions = [Completion(shown(self._options, probs), "stop", 0)]
+            verdicts = [self._verdict(probs)]
         name, model = self._settings.name, engine.model
         return [
             make_judgement(name, [response], vote, seeds[vote], completion, model, reference=reference, **verdict)
@@ -60,20 +60,20 @@ class ExpectedScoreJudge(AdditiveJudge):
     async def _read(self, engine: Sampler, messages: Sequence[Message], completion: Completion) -> dict[str, Any]:
         """The verdict of a sampled text."""
         cut = completion.finish_reason == "length"
-        begun, error = up_to_score(completion.text, cut)
-        if begun is None:
+        prefix, error = up_to_score(completion.text, cut)
+        if prefix is None:
             return {"error": error}
-        verdict = self._verdict(await engine.chances(messages, begun, self._options))
+        verdict = self._verdict(await engine.option_probs(messages, prefix, self._options))
         written, _ = self.parse(completion.text, cut)
         if written is not None:
             verdict["figures"] = {**verdict.get("figures", {}), "written": written}
         return verdict
 
-    def _verdict(self, chances: Sequence[float] | None) -> dict[str, Any]:
-        verdict = mean_of(chances, self._values)
-        if chances is not None and "score" in verdict:
-            squares = sum(p * (value - verdict["score"]) ** 2 for p, value in zip(chances, self._values, strict=True))
-            verdict["figures"]["spread"] = math.sqrt(squares / sum(chances))
+    def _verdict(self, probs: Sequence[float] | None) -> dict[str, Any]:
+        verdict = mean_of(probs, self._values)
+        if probs is not None and "score" in verdict:
+            squares = sum(p * (value - verdict["score"]) ** 2 for p, value in zip(probs, self._values, strict=True))
+            verdict["figures"]["spread"] = math.sqrt(squares / sum(probs))
         return verdict
 
     def examples(self, graded: Sequence[Graded]) -> list[Example]:
@@ -103,7 +103,7 @@ def up_to_score(text: str, cut: bool = False) -> tuple[str | None, str | None]:
     return text[: line.start("rest")] + markup.group().rstrip(), None
 
 
-def mean_of(chances: Sequence[float] | None, values: Sequence[float]) -> dict[str, Any]:
+def mean_of(probs: Sequence[float] | None, values: Sequence[float]) -> dict[str, Any]:
     """What a distribution says, as the verdict of :func:`make_judgement`.
 
     Args:
@@ -113,18 +113,18 @@ def mean_of(chances: Sequence[float] | None, values: Sequence[float]) -> dict[st
     Returns:
         ``score``, or ``error`` (``prompt_too_long`` or ``no_mass``); ``figures`` with ``mass``.
     """
-    if chances is None:
+    if probs is None:
         return {"error": "prompt_too_long"}
-    mass = sum(chances)
+    mass = sum(probs)
     if mass < LEAST_MASS:
         return {"error": "no_mass", "figures": {"mass": mass}}
-    mean = sum(p * value for p, value in zip(chances, values, strict=True)) / mass
+    mean = sum(p * value for p, value in zip(probs, values, strict=True)) / mass
     return {"score": mean, "figures": {"mass": mass}}
 
 
-def shown(options: Sequence[str], chances: Sequence[float] | None) -> str:
+def shown(options: Sequence[str], probs: Sequence[float] | None) -> str:
     """A distribution to read; empty where there is none."""
-    return ", ".join(f"{option}: {p:.4f}" for option, p in zip(options, chances, strict=True)) if chances else ""
+    return ", ".join(f"{option}: {p:.4f}" for option, p in zip(options, probs, strict=True)) if probs else ""
 
 
 def refuse_votes(settings: JudgeSettings, way_out: str) -> None:

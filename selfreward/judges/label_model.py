@@ -16,10 +16,10 @@ from collections.abc import Iterable, Sequence
 Votes = tuple[int, ...]
 
 # Where each accuracy starts: agreement alone can't tell judges who are mostly right from ones who are mostly wrong.
-START = 0.7
+START_ACCURACY = 0.7
 # So many votes of that accuracy are added to each judge's own: with few, or with nobody to compare, it stays near.
 SMOOTHING = 10.0
-TOLERANCE, MOST_STEPS = 1e-10, 100_000
+TOLERANCE, MAX_STEPS = 1e-10, 100_000
 
 
 def posterior(votes: Votes, accuracies: Sequence[float]) -> float:
@@ -29,10 +29,10 @@ def posterior(votes: Votes, accuracies: Sequence[float]) -> float:
 
 
 def learn(items: Iterable[Votes]) -> list[float]:
-    """The accuracy of each judge: the posterior mode under a Beta prior, which ``SMOOTHING`` and ``START`` make.
+    """The accuracy of each judge: the posterior mode under a Beta prior of ``SMOOTHING`` and ``START_ACCURACY``.
 
-    The maximum that EM reaches from ``START``, to within ``TOLERANCE`` a step. A judge that is wrong more often than
-    right ends below .5, and its votes then count for the other class.
+    The maximum that EM reaches from ``START_ACCURACY``, to within ``TOLERANCE`` a step. A judge that is wrong more
+    often than right ends below .5, and its votes then count for the other class.
 
     Args:
         items: the judges' votes on each item; at least one item.
@@ -41,12 +41,12 @@ def learn(items: Iterable[Votes]) -> list[float]:
     counts = Counter(max(votes, tuple(-vote for vote in votes)) for votes in items)
     num = len(next(iter(counts)))
     voted = [sum(count for votes, count in counts.items() if votes[judge]) for judge in range(num)]
-    accuracies = [START] * num
-    for _ in range(MOST_STEPS):
+    accuracies = [START_ACCURACY] * num
+    for _ in range(MAX_STEPS):
         right = _right(counts, accuracies)
         before, accuracies = (
             accuracies,
-            [(right[judge] + SMOOTHING * START) / (voted[judge] + SMOOTHING) for judge in range(num)],
+            [(right[judge] + SMOOTHING * START_ACCURACY) / (voted[judge] + SMOOTHING) for judge in range(num)],
         )
         if max(abs(a - b) for a, b in zip(before, accuracies, strict=True)) < TOLERANCE:
             break

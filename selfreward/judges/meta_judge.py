@@ -94,7 +94,7 @@ class MetaJudge:
         self, engine: Sampler, dispute: Dispute, order: tuple[Judgement, Judgement], seed: int, model: str
     ) -> Judgement:
         own = derive_seed(seed, *sorted(judgement.id for judgement in order))
-        [completion] = await engine.sample(self.messages(dispute, *order), self._params, [own])
+        [completion] = await engine.generate(self.messages(dispute, *order), self._params, [own])
         preference, error = read_verdict(completion.text, LABELS, completion.finish_reason == "length")
         verdict = {"preference": preference, "error": error}
         return make_judgement("meta", order, 0, own, completion, model, **verdict)

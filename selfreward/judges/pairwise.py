@@ -90,12 +90,12 @@ class PairwiseJudge:
         messages = self.messages(prompt.text, first.text, second.text, reference)
         seeds = [derive_seed(seed, *sorted((first.id, second.id)), vote) for vote in range(self._settings.votes)]
         if self._how.think:
-            completions = await engine.sample(messages, self._params, seeds)
+            completions = await engine.generate(messages, self._params, seeds)
             verdicts = [self._written(completion) for completion in completions]
         else:
-            chances = await engine.chances(messages, "", self._labels)
-            completions = [Completion(shown(self._labels, chances), "stop", 0)]
-            verdicts = [by_chance(chances)]
+            probs = await engine.option_probs(messages, "", self._labels)
+            completions = [Completion(shown(self._labels, probs), "stop", 0)]
+            verdicts = [by_chance(probs)]
         name, two, model = self._settings.name, [first, second], engine.model
         return [
             make_judgement(name, two, vote, seeds[vote], completion, model, reference=reference, **verdict)
@@ -152,11 +152,11 @@ class PairwiseJudge:
         return found
 
 
-def by_chance(chances: Sequence[float] | None) -> dict[str, Any]:
+def by_chance(probs: Sequence[float] | None) -> dict[str, Any]:
     """The verdict of two probabilities, with the figures ``mass`` (their sum) and ``chance_first`` (a share of it)."""
-    verdict = mean_of(chances, (1.0, 0.0))
+    verdict = mean_of(probs, (1.0, 0.0))
     chance = verdict.pop("score", None)
-    if chances is None or chance is None:
+    if probs is None or chance is None:
         return verdict
-    preference = "tie" if chances[0] == chances[1] else "first" if chances[0] > chances[1] else "second"
+    preference = "tie" if probs[0] == probs[1] else "first" if probs[0] > probs[1] else "second"
     return {"preference": preference, "figures": {**verdict["figures"], "chance_first": chance}}

@@ -17,7 +17,7 @@ from selfreward.records import Graded, Judgement, Prompt, Response, derive_seed
 
 
 @dataclass(frozen=True)
-class Seat:
+class BoundJudge:
     """A judge of the panel; its ``name`` stands in its judgements."""
 
     name: str
@@ -65,35 +65,35 @@ class Panel:
     def __init__(self, settings: PanelSettings) -> None:
         """Raises ValueError for a name or settings that don't work."""
         self._settings = settings
-        self.seats = _seats(settings)
-        self.pointwise = all(seat.judge.pointwise for seat in self.seats)
-        self.is_policy = all(seat.is_policy for seat in self.seats)
-        self.best = self.seats[0].judge.best if len(self.seats) == 1 else None
-        self.worst = self.seats[0].worst if len(self.seats) == 1 else 0.0
+        self.judges = _bound(settings)
+        self.pointwise = all(bound.judge.pointwise for bound in self.judges)
+        self.is_policy = all(bound.is_policy for bound in self.judges)
+        self.best = self.judges[0].judge.best if len(self.judges) == 1 else None
+        self.worst = self.judges[0].worst if len(self.judges) == 1 else 0.0
 
-    def groups(self) -> list[list[Seat]]:
+    def groups(self) -> list[list[BoundJudge]]:
         """The seats by the engine that serves them, for on a GPU there may be room for one at a time."""
-        groups: dict[str, list[Seat]] = {}
-        for seat in self.seats:
-            groups.setdefault(seat.served_by, []).append(seat)
+        groups: dict[str, list[BoundJudge]] = {}
+        for bound in self.judges:
+            groups.setdefault(bound.served_by, []).append(bound)
         return list(groups.values())
 
-    def seed(self, seat: Seat, seed: int) -> int:
+    def seed(self, bound: BoundJudge, seed: int) -> int:
         """A judge's own seed for a prompt."""
-        return seed if len(self.seats) == 1 else derive_seed(seed, seat.name)
+        return seed if len(self.judges) == 1 else derive_seed(seed, bound.name)
 
     def scores(self, judgements: Sequence[Judgement]) -> dict[str, float]:
         """The score by response id, from all judgements of an iteration; unscored responses are left out."""
-        if len(self.seats) == 1:
-            return self.seats[0].judge.scores(judgements)
-        weights = {s.name: s.settings.weight for s in self.seats if isinstance(s.settings, MemberSettings)}
-        scores = {s.name: s.judge.scores([j for j in judgements if j.judge == s.name]) for s in self.seats}
+        if len(self.judges) == 1:
+            return self.judges[0].judge.scores(judgements)
+        weights = {s.name: s.settings.weight for s in self.judges if isinstance(s.settings, MemberSettings)}
+        scores = {s.name: s.judge.scores([j for j in judgements if j.judge == s.name]) for s in self.judges}
         prompt_of = {subject: j.prompt_id for j in judgements for subject in j.subject_ids}
         return combine(scores, weights, prompt_of, self._settings.combine)
 
     def examples(self, graded: Sequence[Graded]) -> list[Example]:
         """Judging data as each judge's prompt is trained with it."""
-        return [example for seat in self.seats for example in seat.judge.examples(graded)]
+        return [example for bound in self.judges for example in bound.judge.examples(graded)]
 
 
 def panel_of(recipe: Recipe) -> Panel:
@@ -101,12 +101,12 @@ def panel_of(recipe: Recipe) -> Panel:
     return Panel(recipe.judge)
 
 
-def _seats(settings: PanelSettings) -> list[Seat]:
+def _bound(settings: PanelSettings) -> list[BoundJudge]:
     members = settings.judges
-    total, seen, seats = Counter(member.name for member in members), Counter[str](), []
+    total, seen, judges = Counter(member.name for member in members), Counter[str](), []
     for member in members:
         seen[member.name] += 1
         name = member.name if total[member.name] == 1 else f"{member.name}.{seen[member.name]}"
         judge: Judge = registry.load(member.name, registry.JUDGES, "judge")(member)
-        seats.append(Seat(name, member, judge))
-    return seats
+        judges.append(BoundJudge(name, member, judge))
+    return judges

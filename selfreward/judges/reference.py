@@ -28,7 +28,7 @@ class Reference:
         if self._kind == "prompt":
             return prompt.reference
         if self._kind == "answer":
-            [answer] = await engine.sample(prompt.messages, self._greedy, [0])
+            [answer] = await engine.generate(prompt.messages, self._greedy, [0])
             return answer.text.strip() or None
         return None
 

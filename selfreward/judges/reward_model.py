@@ -29,7 +29,7 @@ class RewardModelJudge:
         return await asyncio.gather(*(self._judge(engine, prompt, response, seed) for response in responses))
 
     async def _judge(self, engine: Sampler, prompt: Prompt, response: Response, seed: int) -> Judgement:
-        reward = await engine.rate([*prompt.messages, {"role": "assistant", "content": response.text}])
+        reward = await engine.reward([*prompt.messages, {"role": "assistant", "content": response.text}])
         text, score, error = "", reward, None
         if reward is None:
             error = "prompt_too_long"

@@ -87,7 +87,7 @@ class RubricJudge:
         seeds = [derive_seed(seed, response.id, name, vote) for vote in range(self._settings.votes)]
         criteria = self._criteria if aspect is None else [aspect]
         messages = self.messages(prompt.text, response.text, criteria, reference)
-        completions = await engine.sample(messages, self._params, seeds)
+        completions = await engine.generate(messages, self._params, seeds)
         judgements = []
         for vote, completion in enumerate(completions):
             cut = completion.finish_reason == "length"

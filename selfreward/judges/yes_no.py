@@ -55,28 +55,28 @@ class YesNoJudge:
     async def _judge(
         self, engine: Sampler, prompt: Prompt, response: Response, seed: int, reference: str | None
     ) -> Judgement:
-        (yes, no), chances = await self._chances(engine, self.messages(prompt.text, response.text, reference))
-        completion = Completion(shown([*yes, *no], chances), "stop", 0)
-        verdict = mean_of(chances, [1.0] * len(yes) + [0.0] * len(no))
+        (yes, no), probs = await self._probs(engine, self.messages(prompt.text, response.text, reference))
+        completion = Completion(shown([*yes, *no], probs), "stop", 0)
+        verdict = mean_of(probs, [1.0] * len(yes) + [0.0] * len(no))
         name, own = self._settings.name, derive_seed(seed, response.id, 0)
         return make_judgement(name, [response], 0, own, completion, engine.model, reference=reference, **verdict)
 
-    async def _chances(self, engine: Sampler, messages: list[Message]) -> tuple[Wording, list[float] | None]:
+    async def _probs(self, engine: Sampler, messages: list[Message]) -> tuple[Wording, list[float] | None]:
         """The fullest wording that the model's vocabulary has, and the probability of each of its words."""
         known = self._wordings.get(engine.model)
         left = [known] if known else list(WORDINGS)
         while True:
             wording = left.pop(0)
             try:
-                chances = await engine.chances(messages, "", [*wording[0], *wording[1]])
+                probs = await engine.option_probs(messages, "", [*wording[0], *wording[1]])
             except NotAToken:
                 if not left:
                     raise
                 continue
             # A prompt that does not fit says nothing about the vocabulary.
-            if chances is not None:
+            if probs is not None:
                 self._wordings[engine.model] = wording
-            return wording, chances
+            return wording, probs
 
     def examples(self, graded: Sequence[Graded]) -> list[Example]:
         """``yes`` above the middle of ``min_score`` to ``max_score``, ``no`` below it; the middle itself is left out.

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from selfreward.engines.remote import Link
-from selfreward.launchers.layout import Place
+from selfreward.engines.remote import WorkerChannel
+from selfreward.launchers.layout import GPUSlot
 from selfreward.run.plan import Step
 from selfreward.runtime.ranks import has_agent
 from selfreward.runtime.shutdown import end_with_parent, stop
 
-LOOK = 0.2  # seconds between two looks at the processes of a training
+POLL_S = 0.2  # seconds between two looks at the processes of a training
 
 
 def end_with_agent() -> None:
@@ -34,12 +34,12 @@ def end_with_agent() -> None:
         end_with_parent()
 
 
-def worker_command(place: Place) -> list[str]:
+def worker_command(slot: GPUSlot) -> list[str]:
     """What serves an engine on a node."""
-    return [sys.executable, "-m", "selfreward.engines.worker", *map(str, place.devices)]
+    return [sys.executable, "-m", "selfreward.engines.worker", *map(str, slot.devices)]
 
 
-class Gang(Protocol):
+class TrainingJob(Protocol):
     """The processes of one training, on all nodes."""
 
     def poll(self) -> int | None:
@@ -54,12 +54,14 @@ class Gang(Protocol):
 
 
 class Launcher(Protocol):
-    """``nodes`` and ``gpus`` (of each node) are what there is now; ``apart``: engines have processes of their own.
+    """``nodes`` and ``gpus`` (of each node) are what there is now.
+
+    ``out_of_process``: engines have processes of their own.
 
     ``lost`` are the exit statuses by which a training without a result tells that a node of it is gone.
     """
 
-    apart: bool
+    out_of_process: bool
 
     @property
     def lost(self) -> Sequence[int]: ...
@@ -70,7 +72,7 @@ class Launcher(Protocol):
     @property
     def gpus(self) -> int: ...
 
-    def link(self, name: str, place: Place, stall_timeout: float, log: Callable[[str], None]) -> Link:
+    def start_worker(self, name: str, slot: GPUSlot, stall_timeout: float, log: Callable[[str], None]) -> WorkerChannel:
         """Starts a worker.
 
         Args:
@@ -80,7 +82,7 @@ class Launcher(Protocol):
             log: takes each line that it prints.
         """
 
-    def gang(self, training: Training, environment: Mapping[str, str]) -> Gang:
+    def start_training(self, training: Training, environment: Mapping[str, str]) -> TrainingJob:
         """Starts a training on all nodes. Args: ``environment``: variables besides those of this process."""
 
 
@@ -135,25 +137,25 @@ class Training:
         return [*accelerate, *machines, *meeting, *logs, "-m", *self.stage]
 
 
-def wait(gang: Gang) -> int | None:
+def wait(job: TrainingJob) -> int | None:
     """The exit status once all processes have ended, or None if the grace period was over before; then none is left.
 
-    That they are to stop they learn from the run's lock (:func:`selfreward.runtime.lock.watch_holder`), on every node and
-    within a second: torchrun kills its ranks 30 seconds after a signal, and srun at once.
+    The processes learn from the run's lock (:func:`selfreward.runtime.lock.watch_holder`) that they are to stop, on
+    every node and within a second: torchrun kills its ranks 30 seconds after a signal, and srun at once.
     """
     try:
-        while (status := gang.poll()) is None and not stop.overdue:
-            time.sleep(LOOK)
+        while (status := job.poll()) is None and not stop.overdue:
+            time.sleep(POLL_S)
         return status
     finally:
-        gang.kill()
+        job.kill()
 
 
 # How each line of a training begins that several processes print.
-PREFIX = {"TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[rank ${rank}] "}
+LOG_PREFIX = {"TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[rank ${rank}] "}
 
 
-class ProcessGang:
+class ProcessJob:
     """A training behind one child process, in a process group of its own."""
 
     def __init__(
@@ -165,7 +167,7 @@ class ProcessGang:
         stdin: where it reads; None: where this process does.
         out: where it prints: to the messages (2), as standard output is the caller's.
         """
-        variables = {**PREFIX, **environment}
+        variables = {**LOG_PREFIX, **environment}
         self._child = subprocess.Popen(command, stdin=stdin, stdout=out, stderr=out, env=variables, process_group=0)
 
     def poll(self) -> int | None:

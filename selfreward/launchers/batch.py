@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Pairs or examples in a step (arXiv 2401.10020, section 3.1.2).
-BATCH = 16
+DEFAULT_BATCH = 16
 PER_DEVICE, ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
 
 
@@ -29,7 +29,7 @@ def shared_batch(options: Mapping[str, Any], ranks: int) -> dict[str, int]:
     Raises:
         ValueError: the processes can't share the batch evenly.
     """
-    per_device, accumulation = _positive(options, PER_DEVICE, BATCH), _positive(options, ACCUMULATION, 1)
+    per_device, accumulation = _positive(options, PER_DEVICE, DEFAULT_BATCH), _positive(options, ACCUMULATION, 1)
     batch = per_device * accumulation
     if batch % ranks:
         possible = [str(number) for number in range(1, batch + 1) if batch % number == 0]

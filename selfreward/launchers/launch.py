@@ -9,9 +9,9 @@ from selfreward.errors import BY_EXIT_STATUS, NodeLost
 from selfreward.launchers.base import Launcher, Training, wait
 from selfreward.launchers.batch import shared_batch
 from selfreward.launchers.layout import Layout, replicas
-from selfreward.launchers.local import Local
+from selfreward.launchers.local import LocalLauncher
 from selfreward.launchers.logs import FOLDER, first_failure
-from selfreward.launchers.torchrun import Ranks
+from selfreward.launchers.torchrun import TorchrunLauncher
 from selfreward.recipe.recipe import Recipe
 from selfreward.run.plan import Step
 from selfreward.run.run import Run
@@ -30,19 +30,19 @@ def find(recipe: Recipe) -> Launcher:
     """
     kind = recipe.launch.launcher
     if kind == "slurm":
-        from selfreward.launchers.slurm import Slurm
+        from selfreward.launchers.slurm import SlurmLauncher
 
-        return Slurm()
+        return SlurmLauncher()
     if kind == "ray":
-        from selfreward.launchers.ray.launcher import Ray
+        from selfreward.launchers.ray.launcher import RayLauncher
 
-        return Ray(recipe)
+        return RayLauncher(recipe)
     gpus = num_gpus()
     several = gpus > 1 or (recipe.launch.replicas or 1) > 1
-    return Local(apart=several if kind is None else kind == "local", gpus=gpus)
+    return LocalLauncher(out_of_process=several if kind is None else kind == "local", gpus=gpus)
 
 
-def among_ranks(recipe: Recipe) -> Ranks:
+def among_ranks(recipe: Recipe) -> TorchrunLauncher:
     """The launcher of a process that ``accelerate launch`` or ``torchrun`` started, as one of several.
 
     Raises:
@@ -62,7 +62,7 @@ def among_ranks(recipe: Recipe) -> Ranks:
                 f"Take launch.{key} out, or start it with selfreward run alone"
             )
     several = None if launch.launcher is None and launch.replicas is None else launch.launcher != "inline"
-    return Ranks(several)
+    return TorchrunLauncher(several)
 
 
 def require_layout(recipe: Recipe, launcher: Launcher) -> None:
@@ -79,7 +79,7 @@ def require_layout(recipe: Recipe, launcher: Launcher) -> None:
             "process. Take launch.train out, or show it one with CUDA_VISIBLE_DEVICES"
         )
     layout = Layout.of(recipe, launcher.nodes, launcher.gpus)
-    ranks = launcher.size if isinstance(launcher, Ranks) else layout.ranks
+    ranks = launcher.size if isinstance(launcher, TorchrunLauncher) else layout.ranks
     for iteration in range(recipe.iterations + 1):
         options = recipe.training.dpo_options(iteration) if iteration else recipe.training.sft
         if iteration or recipe.seed_data is not None:
@@ -89,7 +89,7 @@ def require_layout(recipe: Recipe, launcher: Launcher) -> None:
 def how_to_train(recipe: Recipe, launcher: Launcher) -> str:
     """``inline``, ``process`` or ``accelerate``."""
     launch = recipe.launch
-    if isinstance(launcher, Ranks):
+    if isinstance(launcher, TorchrunLauncher):
         return "accelerate"
     if launch.train is not None:
         return launch.train
@@ -124,7 +124,7 @@ def launch_training(run: Run, step: Step, launcher: Launcher) -> bool:
 
 
 def _train(run: Run, step: Step, launcher: Launcher, training: Training) -> None:
-    status = wait(launcher.gang(training, part_of(run.path)))
+    status = wait(launcher.start_training(training, part_of(run.path)))
     if run.stage(step.stage, step.iteration).done:
         return
     stop.check()

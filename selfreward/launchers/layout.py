@@ -16,7 +16,7 @@ SPLITS = ("tensor_parallel_size", "pipeline_parallel_size")
 
 
 @dataclass(frozen=True)
-class Place:
+class GPUSlot:
     """Where a replica is: on which node, and on which of its GPUs, as numbers from 0; none without GPUs."""
 
     node: int
@@ -86,10 +86,10 @@ def processes(launch: LaunchSettings, gpus: int) -> int:
     return launch.processes or _of_file(launch.accelerate_config) or max(1, gpus)
 
 
-def place(number: int, engine: EngineSettings, nodes: int, gpus: int) -> Place:
+def slot(number: int, engine: EngineSettings, nodes: int, gpus: int) -> GPUSlot:
     """Where a replica is: they go to the nodes in turn."""
     slot, each = number // nodes, gpus_per_replica(engine)
-    return Place(number % nodes, tuple(range(slot * each, (slot + 1) * each)) if gpus else ())
+    return GPUSlot(number % nodes, tuple(range(slot * each, (slot + 1) * each)) if gpus else ())
 
 
 def _of_file(config: Path | None) -> int | None:

@@ -16,7 +16,7 @@ from selfreward.runtime.redact import redact
 
 FOLDER = "logs"
 # Where torchrun wants to be told of an error.
-VARIABLE = "TORCHELASTIC_ERROR_FILE"
+ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"
 
 
 class Log:
@@ -59,7 +59,7 @@ class Failure:
 
 def report(error: BaseException) -> None:
     """Tells the launcher of this process, if there is one that wants to know, what ends it."""
-    path = os.environ.get(VARIABLE)
+    path = os.environ.get(ERROR_FILE_VARIABLE)
     # The rank of a run ends after its part of a training, which knows better.
     if path and not os.path.exists(path):
         words = redact(f"{type(error).__name__}: {error}")

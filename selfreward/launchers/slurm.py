@@ -7,19 +7,19 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping
 
-from selfreward.engines.remote import Link, ProcessLink
-from selfreward.launchers.base import Gang, ProcessGang, Training, free_port, in_shell, worker_command
-from selfreward.launchers.layout import Place
+from selfreward.engines.remote import PipeChannel, WorkerChannel
+from selfreward.launchers.base import ProcessJob, Training, TrainingJob, free_port, in_shell, worker_command
+from selfreward.launchers.layout import GPUSlot
 from selfreward.runtime.ranks import without_ranks
 
 # The shell of each node puts its number in.
 NODE = "${SLURM_NODEID}"
 
 
-class Slurm:
+class SlurmLauncher:
     """Implements :class:`selfreward.launchers.base.Launcher` with ``srun``, whose standard streams are the link."""
 
-    apart = True
+    out_of_process = True
     lost = (0, 137)  # of srun, where a node failed, and where a task was killed
 
     def __init__(self) -> None:
@@ -35,14 +35,14 @@ class Slurm:
         self.nodes = len(self.hosts)
         self.gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
 
-    def link(self, name: str, place: Place, stall_timeout: float, log: Callable[[str], None]) -> Link:
-        host = self.hosts[place.node]
+    def start_worker(self, name: str, slot: GPUSlot, stall_timeout: float, log: Callable[[str], None]) -> WorkerChannel:
+        host = self.hosts[slot.node]
         step = _step(f"--nodelist={host}", "--nodes=1", "--ntasks=1")
-        return ProcessLink(
-            f"{name} on {host}", [*step, *worker_command(place)], without_ranks(os.environ), stall_timeout, log
+        return PipeChannel(
+            f"{name} on {host}", [*step, *worker_command(slot)], without_ranks(os.environ), stall_timeout, log
         )
 
-    def gang(self, training: Training, environment: Mapping[str, str]) -> Gang:
+    def start_training(self, training: Training, environment: Mapping[str, str]) -> TrainingJob:
         hosts = self.hosts[: training.nodes]
         # One rank that fails ends the step, and with it the others, which wait for it.
         step = _step(
@@ -53,7 +53,7 @@ class Slurm:
         return _StepGang([*step, *command], {**without_ranks(os.environ), **environment})
 
 
-class _StepGang(ProcessGang):
+class _StepGang(ProcessJob):
     """A job step. ``srun`` hands SIGTERM on as SIGKILL, and its tasks would outlive a ``srun`` that is killed."""
 
     def kill(self) -> None:

@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from selfreward.engines.remote import Link, ProcessLink
-from selfreward.launchers.base import Gang, ProcessGang, Training, free_port, wait, worker_command
-from selfreward.launchers.layout import Place
-from selfreward.launchers.local import Local
-from selfreward.launchers.logs import VARIABLE as ERROR_FILE
+from selfreward.engines.remote import PipeChannel, WorkerChannel
+from selfreward.launchers.base import ProcessJob, Training, TrainingJob, free_port, wait, worker_command
+from selfreward.launchers.layout import GPUSlot
+from selfreward.launchers.local import LocalLauncher
+from selfreward.launchers.logs import ERROR_FILE_VARIABLE as ERROR_FILE
 from selfreward.runtime.gpus import num_gpus
 from selfreward.runtime.ranks import rank, rank_variables, without_ranks, world_size
 from selfreward.runtime.shutdown import stop
@@ -27,38 +27,38 @@ from selfreward.runtime.shutdown import stop
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
-LOOK = 0.5  # seconds between two looks at what the first rank has to say
-LEAVE = 10.0  # seconds that the first rank waits for the others at its end
+POLL_S = 0.5  # seconds between two looks at what the first rank has to say
+LEAVE_TIMEOUT_S = 10.0  # seconds that the first rank waits for the others at its end
 
 
-class Ranks(Local):
+class TorchrunLauncher(LocalLauncher):
     """Implements :class:`selfreward.launchers.base.Launcher` for the first rank; the others :meth:`follow`.
 
     Takes the launcher's variables out of the environment of this process: what it starts besides trainings, such as
     vLLM, would take itself for one of the ranks.
     """
 
-    def __init__(self, apart: bool | None) -> None:
-        """Args: ``apart``: whether engines have processes of their own; None: where there are several GPUs."""
+    def __init__(self, out_of_process: bool | None) -> None:
+        """Args: ``out_of_process``: whether engines have processes of their own; None: where there are several GPUs."""
         self._variables = rank_variables(os.environ)
         self._store = _meet()
         for name in self._variables:
             if name != ERROR_FILE:
                 del os.environ[name]
         gpus = num_gpus()
-        super().__init__(gpus > 1 if apart is None else apart, gpus)
+        super().__init__(gpus > 1 if out_of_process is None else out_of_process, gpus)
         self.first = rank(self._variables) == 0
         self.size = world_size(self._variables)
         self._num = 0
 
-    def link(self, name: str, place: Place, stall_timeout: float, log: Callable[[str], None]) -> Link:
+    def start_worker(self, name: str, slot: GPUSlot, stall_timeout: float, log: Callable[[str], None]) -> WorkerChannel:
         environment = without_ranks(os.environ)
         if environment.get("OMP_NUM_THREADS") == "1":
             # torchrun's default for several ranks, of which an engine is none.
             del environment["OMP_NUM_THREADS"]
-        return ProcessLink(name, worker_command(place), environment, stall_timeout, log)
+        return PipeChannel(name, worker_command(slot), environment, stall_timeout, log)
 
-    def gang(self, training: Training, environment: Mapping[str, str]) -> Gang:
+    def start_training(self, training: Training, environment: Mapping[str, str]) -> TrainingJob:
         message = {"stage": training.stage, "port": free_port(), "environment": dict(environment)}
         self._say(message)
         return self._start(message)
@@ -67,10 +67,10 @@ class Ranks(Local):
         """Lets the other ranks end, after a run in this folder. If it fails, their launcher ends them."""
         self._say({"end": run})
         os.environ.update(self._variables)
-        deadline = time.monotonic() + LEAVE
+        deadline = time.monotonic() + LEAVE_TIMEOUT_S
         # The store may be this rank's own.
         while self._store.add("left", 0) < self.size - 1 and time.monotonic() < deadline:
-            time.sleep(LOOK)
+            time.sleep(POLL_S)
 
     def follow(self) -> str:
         """Joins each training of the first rank until it ends, and returns the folder of the run.
@@ -97,15 +97,15 @@ class Ranks(Local):
         key = f"message {self._num}"
         while not self._store.check([key]):
             stop.check()
-            time.sleep(LOOK)
+            time.sleep(POLL_S)
         message: dict[str, Any] = json.loads(self._store.get(key))
         return message
 
-    def _start(self, message: Mapping[str, Any]) -> Gang:
+    def _start(self, message: Mapping[str, Any]) -> TrainingJob:
         # The store of the launcher still holds the addresses of the training before: each has a store of its own.
         variables = {**self._variables, "MASTER_PORT": str(message["port"]), "TORCHELASTIC_USE_AGENT_STORE": "False"}
         command = [sys.executable, "-m", *message["stage"]]
-        return ProcessGang(command, {**os.environ, **variables, **message["environment"]})
+        return ProcessJob(command, {**os.environ, **variables, **message["environment"]})
 
 
 def _meet() -> Store:

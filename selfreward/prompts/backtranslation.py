@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from selfreward.engines import Sampler, SamplingParams
-from selfreward.prompts.base import Desk
+from selfreward.prompts.base import SourceContext
 from selfreward.prompts.dataset import Document, counted, read_documents
 from selfreward.prompts.replies import failure, greedy, read_prompt, template
 from selfreward.recipe.prompt_settings import SourceSettings
@@ -46,33 +46,33 @@ class BacktranslationSource:
                 "document is longer. Raise it, or divide the documents"
             )
 
-    def tasks(self, desk: Desk) -> list[Task]:
+    def tasks(self, context: SourceContext) -> list[Task]:
         """The tasks of an iteration in the order of their documents, which are their outputs and references.
 
         Raises:
             ValueError: bad rows.
         """
-        documents = counted(desk, read_documents(self._settings))
+        documents = counted(context, read_documents(self._settings))
         queue = [document for document in documents if self._fits(document)]
         if over_long := len(documents) - len(queue):
-            desk.count("skipped_over_long", over_long)
-        kept = {task.parent_id for task in desk.earlier}
+            context.count("skipped_over_long", over_long)
+        kept = {task.parent_id for task in context.earlier}
         queue = queue[max((place for place, each in enumerate(queue, start=1) if each.id in kept), default=0) :]
-        engine = desk.engine_of(self._settings)
+        engine = context.engine_of(self._settings)
         made: list[Task] = []
-        while queue and len(made) < desk.wanted:
-            num = desk.wanted - len(made)
+        while queue and len(made) < context.wanted:
+            num = context.wanted - len(made)
             documents, queue = queue[:num], queue[num:]
-            pairs = desk.gather("documents", documents, lambda each: self._pair(desk, engine, each))
-            made += desk.filters.admit(self._curated(desk, pairs))
+            pairs = context.run_concurrently("documents", documents, lambda each: self._pair(context, engine, each))
+            made += context.filters.filter(self._curated(context, pairs))
         return made
 
     def _fits(self, document: Document) -> bool:
         return len(document.text) <= self._settings.backtranslation.max_characters
 
-    async def _pair(self, desk: Desk, engine: Sampler, document: Document) -> _Pair:
-        seeds = [desk.derive("backtranslation", step, document.id) for step in ("write", "rate")]
-        [written] = await engine.sample(self._predict.fill(document=document.text), self._params, seeds[:1])
+    async def _pair(self, context: SourceContext, engine: Sampler, document: Document) -> _Pair:
+        seeds = [context.derive("backtranslation", step, document.id) for step in ("write", "rate")]
+        [written] = await engine.generate(self._predict.fill(document=document.text), self._params, seeds[:1])
         instruction, useless = read_prompt(written)
         if useless is not None:
             return _Pair(useless=useless)
@@ -85,23 +85,23 @@ class BacktranslationSource:
             license=document.license,
         )
         request = self._rate.fill(instruction=instruction, document=document.text)
-        [rating] = await engine.sample(request, self._greedy, seeds[1:])
+        [rating] = await engine.generate(request, self._greedy, seeds[1:])
         score, error = read_score(rating.text, LOWEST, HIGHEST, cut=rating.finish_reason == "length")
         return _Pair(task, score=score, error=failure(rating) or error)
 
-    def _curated(self, desk: Desk, pairs: Sequence[_Pair]) -> list[Task]:
+    def _curated(self, context: SourceContext, pairs: Sequence[_Pair]) -> list[Task]:
         """The tasks of the pairs that the model scores high enough; the others are counted and recorded."""
         least, stay = self._settings.backtranslation.min_score, []
         for pair in pairs:
-            desk.count("documents")
+            context.count("documents")
             if pair.task is None:
-                desk.count(f"failed_{pair.useless}")
+                context.count(f"failed_{pair.useless}")
             elif pair.score is None:
-                desk.count("unreadable_scores")
-                desk.filters.record(pair.task, "curation", f"the model's score can't be read: {pair.error}")
+                context.count("unreadable_scores")
+                context.filters.record(pair.task, "curation", f"the model's score can't be read: {pair.error}")
             elif pair.score < least:
-                desk.count("low_scores")
-                desk.filters.record(pair.task, "curation", f"the model's score is {pair.score:g}, below {least}")
+                context.count("low_scores")
+                context.filters.record(pair.task, "curation", f"the model's score is {pair.score:g}, below {least}")
             else:
                 stay.append(replace(pair.task, figures={"score": pair.score}))
         return stay

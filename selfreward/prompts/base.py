@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from selfreward.engines.base import Sampler
-from selfreward.engines.concurrency import gather_each
+from selfreward.engines.concurrency import map_concurrently
 from selfreward.prompts.filters.base import Filters
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Difficulty, Task, TemplateTrial, derive_seed
@@ -18,7 +18,7 @@ Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Desk:
+class SourceContext:
     """What a prompt source works with in one iteration (counted from 1).
 
     ``num`` is how many tasks are wanted, None for all there are; ``nums`` how many were wanted in each earlier
@@ -55,11 +55,11 @@ class Desk:
         """A seed that depends on the run's, the iteration and ``parts`` alone."""
         return derive_seed(self.seed, self.iteration, "prompts", *parts)
 
-    def gather(
+    def run_concurrently(
         self, name: str, items: Sequence[Item], work: Callable[[Item], Coroutine[Any, Any, Result]]
     ) -> list[Result]:
         """Runs ``work`` on every item, many at once, and returns the results in the order of the items."""
-        return gather_each(name, items, work, self.limit)
+        return map_concurrently(name, items, work, self.limit)
 
     def count(self, name: str, number: float = 1) -> None:
         """Adds to a figure of the iteration."""
@@ -79,11 +79,11 @@ class PromptSource(Protocol):
             ValueError: something that the source can't work with.
         """
 
-    def tasks(self, desk: Desk) -> list[Task]:
+    def tasks(self, context: SourceContext) -> list[Task]:
         """The tasks of an iteration, no two with one id.
 
-        A source that makes tasks shows each to ``desk.filters`` and keeps what they admit. It returns fewer than
-        ``desk.num`` where it can make no more.
+        A source that makes tasks shows each to ``context.filters`` and keeps what they admit. It returns fewer than
+        ``context.num`` where it can make no more.
 
         Raises:
             ValueError: bad rows, or none that can be used.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from selfreward.prompts.base import Desk
+from selfreward.prompts.base import SourceContext
 from selfreward.prompts.dataset import check_rows, counted, read_tasks
 from selfreward.prompts.evol_instruct import Evolver
 from selfreward.recipe.prompt_settings import CurriculumSettings, PromptSettings, SourceSettings
@@ -27,47 +27,47 @@ class CurriculumSource:
     def check(self) -> None:
         check_rows(self._settings, self._settings.num if isinstance(self._settings, PromptSettings) else None)
 
-    def tasks(self, desk: Desk) -> list[Task]:
+    def tasks(self, context: SourceContext) -> list[Task]:
         """The tasks of an iteration: first what comes from earlier ones, then the fresh rows.
 
         Raises:
             ValueError: bad rows, or fewer than prompts are wanted.
         """
-        rows = counted(desk, read_tasks(self._settings))
-        if desk.wanted > len(rows):
+        rows = counted(context, read_tasks(self._settings))
+        if context.wanted > len(rows):
             raise ValueError(
-                f"curriculum wants {desk.wanted} prompts, and there are {len(rows)} rows. Lower num or add rows"
+                f"curriculum wants {context.wanted} prompts, and there are {len(rows)} rows. Lower num or add rows"
             )
-        wanted = round(desk.wanted * self._settings.curriculum.again)
-        found = informative(desk.earlier, desk.tried, self._settings.curriculum)
-        desk.count("informative", len(found))
+        wanted = round(context.wanted * self._settings.curriculum.again)
+        found = informative(context.earlier, context.tried, self._settings.curriculum)
+        context.count("informative", len(found))
         if self._evolver is None:
             again = found[:wanted]
         else:
             # What has evolved is left to what became of it; a row may name a parent of its own.
             own = {row.id for row in rows}
-            parents = {task.parent_id for task in desk.earlier if task.id not in own}
-            again = self._evolved(self._evolver, desk, [task for task in found if task.id not in parents], wanted)
-        desk.count("again", len(again))
-        fresh = self._fresh(desk, rows, again)
-        desk.count("fresh", len(fresh))
+            parents = {task.parent_id for task in context.earlier if task.id not in own}
+            again = self._evolved(self._evolver, context, [task for task in found if task.id not in parents], wanted)
+        context.count("again", len(again))
+        fresh = self._fresh(context, rows, again)
+        context.count("fresh", len(fresh))
         return [*again, *fresh]
 
-    def _evolved(self, evolver: Evolver, desk: Desk, found: Sequence[Task], wanted: int) -> list[Task]:
+    def _evolved(self, evolver: Evolver, context: SourceContext, found: Sequence[Task], wanted: int) -> list[Task]:
         """New tasks of as many as it takes."""
         made: list[Task] = []
         while found and len(made) < wanted:
             num = wanted - len(made)
-            made += [child for child in evolver.evolve(desk, found[:num], 1) if child is not None]
+            made += [child for child in evolver.evolve(context, found[:num], 1) if child is not None]
             found = found[num:]
         return made
 
-    def _fresh(self, desk: Desk, rows: Sequence[Task], again: Sequence[Task]) -> list[Task]:
+    def _fresh(self, context: SourceContext, rows: Sequence[Task], again: Sequence[Task]) -> list[Task]:
         """The next rows; those that were asked before have passed the filters then."""
-        num, asked = desk.wanted - len(again), Counter(task.id for task in desk.earlier)
+        num, asked = context.wanted - len(again), Counter(task.id for task in context.earlier)
         # Rows in front of the last one that was asked and never asked themselves had been taken out by filters.
         last = max((place for place, row in enumerate(rows, start=1) if row.id in asked), default=0)
-        made = desk.filters.admit(rows[last:], most=num)
+        made = context.filters.filter(rows[last:], most=num)
         taken = {task.id for task in again}
         known = sorted((row for row in rows if row.id in asked and row.id not in taken), key=lambda row: asked[row.id])
         return made + known[: num - len(made)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
-from selfreward.prompts.base import Desk
+from selfreward.prompts.base import SourceContext
 from selfreward.prompts.formats import tasks_of
 from selfreward.prompts.row_files import BadRow, Row, name_of
 from selfreward.prompts.rows import Rows, mapped, optional_text, text_of
@@ -17,7 +17,7 @@ from selfreward.records import Prompt, Removal, Task, content_id
 
 Read = TypeVar("Read")
 # Of rows that are streamed, as many are looked at before a run begins.
-FIRST = 100
+CHECKED_ROWS = 100
 
 
 class DatasetSource:
@@ -29,25 +29,29 @@ class DatasetSource:
     def check(self) -> None:
         check_rows(self._settings, self._settings.num if isinstance(self._settings, PromptSettings) else None)
 
-    def tasks(self, desk: Desk) -> list[Task]:
+    def tasks(self, context: SourceContext) -> list[Task]:
         """The tasks of an iteration.
 
         Raises:
-            ValueError: bad rows (with ``on_bad_line: error``), or fewer rows than ``desk.num``.
+            ValueError: bad rows (with ``on_bad_line: error``), or fewer rows than ``context.num``.
         """
         if self._settings.streaming:
-            return counted(desk, _streamed(self._settings, [*desk.before, desk.wanted]))
+            return counted(context, _streamed(self._settings, [*context.before, context.wanted]))
         # Where all rows are wanted, filters record those that are there twice.
-        repeated = desk.num is None and bool(desk.filters.names)
-        every = counted(desk, read_tasks(self._settings, repeated=repeated))
-        return _filtered(every, desk, self._settings) if desk.filters.names else _next(every, desk, self._settings)
+        repeated = context.num is None and bool(context.filters.names)
+        every = counted(context, read_tasks(self._settings, repeated=repeated))
+        return (
+            _filtered(every, context, self._settings)
+            if context.filters.names
+            else _next(every, context, self._settings)
+        )
 
 
-def counted(desk: Desk, read: tuple[list[Read], dict[str, int]]) -> list[Read]:
+def counted(context: SourceContext, read: tuple[list[Read], dict[str, int]]) -> list[Read]:
     """What was read; the bad rows are counted at the desk, by reason."""
     rows, skipped = read
     for reason, count in skipped.items():
-        desk.count(f"skipped_{reason}", count)
+        context.count(f"skipped_{reason}", count)
     return rows
 
 
@@ -59,7 +63,7 @@ def check_rows(settings: RowSettings, num: int | None) -> None:
     """
     if settings.streaming:
         rows = Rows(settings)
-        rows.finish(sum(1 for _ in islice(_good(rows, settings), FIRST)))
+        rows.finish(sum(1 for _ in islice(_good(rows, settings), CHECKED_ROWS)))
     else:
         _require(num, len(read_tasks(settings)[0]), settings)
 
@@ -156,31 +160,31 @@ def _require(num: int | None, have: int, settings: RowSettings, passed: str = ""
         )
 
 
-def _next(tasks: Sequence[Task], desk: Desk, settings: RowSettings) -> list[Task]:
-    if desk.num is None:
+def _next(tasks: Sequence[Task], context: SourceContext, settings: RowSettings) -> list[Task]:
+    if context.num is None:
         return [*tasks]
-    _require(desk.num, len(tasks), settings)
-    start = sum(desk.before)
-    return [tasks[(start + place) % len(tasks)] for place in range(desk.num)]
+    _require(context.num, len(tasks), settings)
+    start = sum(context.before)
+    return [tasks[(start + place) % len(tasks)] for place in range(context.num)]
 
 
-def _filtered(every: Sequence[Task], desk: Desk, settings: RowSettings) -> list[Task]:
+def _filtered(every: Sequence[Task], context: SourceContext, settings: RowSettings) -> list[Task]:
     """The next tasks of those that pass the filters; what was taken out between them is handed on to the desk.
 
     The filters begin anew: to the iteration's own a row that comes again would be a duplicate of itself.
     """
-    filters = desk.filters.fresh()
-    if desk.num is None:
-        passed = filters.admit(every)
-        desk.filters.take_over(filters.removed, passed)
+    filters = context.filters.fresh()
+    if context.num is None:
+        passed = filters.filter(every)
+        context.filters.merge(filters.removed, passed)
         return passed
-    start = sum(desk.before)
-    passed = filters.admit(every, most=start + desk.num)
-    _require(desk.num, len(passed), settings, " that pass prompts.filters")
+    start = sum(context.before)
+    passed = filters.filter(every, most=start + context.num)
+    _require(context.num, len(passed), settings, " that pass prompts.filters")
     place = {task.id: number for number, task in enumerate(every)}
-    chosen = [passed[(start + number) % len(passed)] for number in range(desk.num)]
+    chosen = [passed[(start + number) % len(passed)] for number in range(context.num)]
     before = place[passed[(start - 1) % len(passed)].id] if start else -1
-    desk.filters.take_over(_between(filters.removed, place, before, place[chosen[-1].id]), chosen)
+    context.filters.merge(_between(filters.removed, place, before, place[chosen[-1].id]), chosen)
     return chosen
 
 

@@ -53,7 +53,7 @@ class Eliminator:
             return Failed("leak", f"it says {words!r}, which are words of the evolving prompt")
         if before.casefold().split() == after.casefold().split():
             return Failed("no_gain", "it is what it was made from")
-        [completion] = await engine.sample(self._template.fill(first=before, second=after), self._params, [seed])
+        [completion] = await engine.generate(self._template.fill(first=before, second=after), self._params, [seed])
         equal = is_equal(completion)
         if equal is None:
             said = failure(completion) or repr(completion.text[:80])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from selfreward.engines import Sampler, SamplingParams
-from selfreward.prompts.base import Desk
+from selfreward.prompts.base import SourceContext
 from selfreward.prompts.dataset import counted, read_tasks
 from selfreward.prompts.eliminator import Eliminator, Failed, look_at_answer
 from selfreward.prompts.replies import failure, in_turn, read_prompt, template
@@ -33,25 +33,25 @@ class EvolInstructSource:
     def check(self) -> None:
         read_tasks(self._settings)
 
-    def tasks(self, desk: Desk) -> list[Task]:
+    def tasks(self, context: SourceContext) -> list[Task]:
         """The tasks of an iteration, in the order of rounds and parents; fewer than wanted where rows run out.
 
         Raises:
             ValueError: bad rows.
         """
-        rows = counted(desk, read_tasks(self._settings))
+        rows = counted(context, read_tasks(self._settings))
         rounds = self._settings.evol_instruct.rounds
-        queue = in_turn(rows, sum(ceil(num / rounds) for num in desk.before))
+        queue = in_turn(rows, sum(ceil(num / rounds) for num in context.before))
         made: list[Task] = []
-        while queue and len(made) < desk.wanted:
-            num = ceil((desk.wanted - len(made)) / rounds)
+        while queue and len(made) < context.wanted:
+            num = ceil((context.wanted - len(made)) / rounds)
             parents, queue = queue[:num], queue[num:]
-            desk.count("parents", len(parents))
+            context.count("parents", len(parents))
             for number in range(1, rounds + 1):
-                parents = parents[: desk.wanted - len(made)]
+                parents = parents[: context.wanted - len(made)]
                 if not parents:
                     break
-                children = self._evolver.evolve(desk, parents, number)
+                children = self._evolver.evolve(context, parents, number)
                 made += [child for child in children if child is not None]
                 parents = [child or parent for child, parent in zip(children, parents, strict=True)]
         return made
@@ -79,7 +79,7 @@ class Evolver:
         self._eliminator = Eliminator(settings)
         self._templates = {name: template(f"evol_{name}", "prompt") for name in (*DEPTH, BREADTH)}
 
-    def evolve(self, desk: Desk, parents: Sequence[Task], number: int) -> list[Task | None]:
+    def evolve(self, context: SourceContext, parents: Sequence[Task], number: int) -> list[Task | None]:
         """One round: by parent, what it became, or None where it stays.
 
         Args:
@@ -87,22 +87,24 @@ class Evolver:
             parents: what to evolve.
             number: of the round, from 1 on.
         """
-        engine = desk.engine_of(self._settings)
-        evolutions = desk.gather(f"evolve {number}", parents, lambda parent: self._evolve(desk, engine, parent, number))
-        tasks = [self._sound(desk, evolution) for evolution in evolutions]
+        engine = context.engine_of(self._settings)
+        evolutions = context.run_concurrently(
+            f"evolve {number}", parents, lambda parent: self._evolve(context, engine, parent, number)
+        )
+        tasks = [self._sound(context, evolution) for evolution in evolutions]
         # By identity: two parents may have become the same, of which the first alone is admitted.
-        admitted = {id(task) for task in desk.filters.admit([task for task in tasks if task is not None])}
+        admitted = {id(task) for task in context.filters.filter([task for task in tasks if task is not None])}
         children = [task if id(task) in admitted else None for task in tasks]
         for evolution, child in zip(evolutions, children, strict=True):
             if child is not None:
-                desk.count("evolved")
-                desk.count(f"evolved_{evolution.operator}")
+                context.count("evolved")
+                context.count(f"evolved_{evolution.operator}")
         return children
 
-    async def _evolve(self, desk: Desk, engine: Sampler, parent: Task, number: int) -> _Evolution:
-        seeds = [desk.derive("evolve", step, parent.id, number) for step in ("write", "compare", "answer")]
-        operator = self._operator(desk, parent, number)
-        written, *_ = await engine.sample(self._messages(operator, parent), self._params, seeds[:1])
+    async def _evolve(self, context: SourceContext, engine: Sampler, parent: Task, number: int) -> _Evolution:
+        seeds = [context.derive("evolve", step, parent.id, number) for step in ("write", "compare", "answer")]
+        operator = self._operator(context, parent, number)
+        written, *_ = await engine.generate(self._messages(operator, parent), self._params, seeds[:1])
         instruction, useless = read_prompt(written)
         if useless is not None:
             return _Evolution(operator, useless=useless)
@@ -117,32 +119,32 @@ class Evolver:
         eliminates = self._settings.evol_instruct.eliminate
         if eliminates and (failed := await self._eliminator.look_at_prompt(engine, parent, task, seeds[1])):
             return _Evolution(operator, task, failed)
-        [answer] = await engine.sample(task.messages, self._params, seeds[2:])
+        [answer] = await engine.generate(task.messages, self._params, seeds[2:])
         if (fault := failure(answer)) is not None:
             return _Evolution(operator, task, useless=f"answer_{fault}")
         task = replace(task, output=answer.text.strip())
         return _Evolution(operator, task, look_at_answer(answer.text) if eliminates else None)
 
-    def _sound(self, desk: Desk, evolution: _Evolution) -> Task | None:
+    def _sound(self, context: SourceContext, evolution: _Evolution) -> Task | None:
         """The task of an evolution that did not fail; one that did is counted, and its task recorded."""
-        desk.count("evolutions")
+        context.count("evolutions")
         task, failed = evolution.task, evolution.failed
         if evolution.useless is not None:
-            desk.count(f"failed_{evolution.useless}")
+            context.count(f"failed_{evolution.useless}")
             if task is not None:
-                desk.filters.record(task, "unanswered", evolution.useless)
+                context.filters.record(task, "unanswered", evolution.useless)
             return None
         if task is not None and failed is not None:
-            desk.count(f"eliminated_{failed.rule}")
-            desk.filters.record(task, "eliminator", f"{failed.rule}: {failed.detail}")
+            context.count(f"eliminated_{failed.rule}")
+            context.filters.record(task, "eliminator", f"{failed.rule}: {failed.detail}")
             return None
         return task
 
-    def _operator(self, desk: Desk, parent: Task, number: int) -> str:
-        draw = desk.derive("breadth", parent.id, number) / 2**32
+    def _operator(self, context: SourceContext, parent: Task, number: int) -> str:
+        draw = context.derive("breadth", parent.id, number) / 2**32
         if draw < self._settings.evol_instruct.breadth:
             return BREADTH
-        return DEPTH[desk.derive("operator", parent.id, number) % len(DEPTH)]
+        return DEPTH[context.derive("operator", parent.id, number) % len(DEPTH)]
 
     def _messages(self, operator: str, parent: Task) -> list[Message]:
         """The request, behind the turns that the parent goes on from; a system message is for answers."""

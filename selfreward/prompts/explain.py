@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from selfreward.engines import SamplingParams
-from selfreward.prompts.base import Desk
+from selfreward.prompts.base import SourceContext
 from selfreward.prompts.dataset import counted, read_tasks
 from selfreward.prompts.replies import TEMPLATES, failure, in_turn
 from selfreward.recipe.prompt_settings import SourceSettings
@@ -29,34 +29,36 @@ class ExplainSource:
     def check(self) -> None:
         read_tasks(self._settings)
 
-    def tasks(self, desk: Desk) -> list[Task]:
+    def tasks(self, context: SourceContext) -> list[Task]:
         """The tasks of an iteration in the order of the rows; fewer than wanted where rows run out.
 
         Raises:
             ValueError: bad rows.
         """
-        rows = counted(desk, read_tasks(self._settings))
-        engine = desk.engine_of(self._settings)
-        queue = in_turn(rows, self._taken(rows, desk.earlier))
+        rows = counted(context, read_tasks(self._settings))
+        engine = context.engine_of(self._settings)
+        queue = in_turn(rows, self._taken(rows, context.earlier))
         # A row that comes again after all others is no duplicate of itself.
-        filters = desk.filters.fresh()
+        filters = context.filters.fresh()
         made: list[Task] = []
 
         async def answered(task: Task) -> tuple[Task, str | None]:
-            [answer] = await engine.sample(task.messages, self._params, [desk.derive("explain", "answer", task.id)])
+            [answer] = await engine.generate(
+                task.messages, self._params, [context.derive("explain", "answer", task.id)]
+            )
             return replace(task, output=answer.text.strip()), failure(answer)
 
-        while queue and len(made) < desk.wanted:
-            num = desk.wanted - len(made)
+        while queue and len(made) < context.wanted:
+            num = context.wanted - len(made)
             taken, queue = queue[:num], queue[num:]
-            tasks = [self._task(row, desk.derive("explain", "message", row.id)) for row in taken]
-            pairs = desk.gather("explanations", tasks, answered)
+            tasks = [self._task(row, context.derive("explain", "message", row.id)) for row in taken]
+            pairs = context.run_concurrently("explanations", tasks, answered)
             for task, useless in pairs:
                 if useless is not None:
-                    desk.count(f"failed_{useless}")
-                    desk.filters.record(task, "unanswered", useless)
-            made += filters.admit([task for task, useless in pairs if useless is None])
-        desk.filters.take_over(filters.removed, made)
+                    context.count(f"failed_{useless}")
+                    context.filters.record(task, "unanswered", useless)
+            made += filters.filter([task for task, useless in pairs if useless is None])
+        context.filters.merge(filters.removed, made)
         return made
 
     def _taken(self, rows: Sequence[Task], earlier: Sequence[Task]) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfreward.engines import Sampler
-from selfreward.prompts.base import Desk
+from selfreward.prompts.base import SourceContext
 from selfreward.prompts.instruction_writer import SOURCE
 from selfreward.prompts.replies import failure, greedy, template
 from selfreward.recipe.prompt_settings import SourceSettings
@@ -31,66 +31,68 @@ class Written:
     """What was written for an instruction: its instances in their order, and what was wrong with the replies."""
 
     instances: list[Task]
-    slips: list[str]
+    errors: list[str]
 
 
 class InstanceWriter:
     """Writes instances with the help of those seeds that show how; without any, the template must do."""
 
-    def __init__(self, settings: SourceSettings, desk: Desk, engine: Sampler, seeds: Sequence[Task]) -> None:
+    def __init__(
+        self, settings: SourceSettings, context: SourceContext, engine: Sampler, seeds: Sequence[Task]
+    ) -> None:
         self._num = settings.self_instruct.instances
         self._params = greedy(settings)
         self._engine = engine
-        self._seed = desk.derive("instances")
+        self._seed = context.derive("instances")
         self._kind = template("classification", "instruction")
         self._input_first = template("input_first", "instruction", "num")
         self._output_first = template("output_first", "instruction", "num")
         self._by_input, self._by_label = Labels("Example", "Input", "Output"), Labels("Example", "Label", "Input")
-        rng = random.Random(desk.derive("shots"))
+        rng = random.Random(context.derive("shots"))
         self._kinds = _shown_kinds(seeds, rng)
         self._inputs = self._shots([seed for seed in seeds if seed.is_classification is not True], False, rng)
         self._labelled = self._shots([seed for seed in seeds if seed.is_classification], True, rng)
 
     async def write(self, task: Task) -> Written:
         """The instances of an instruction."""
-        slips: list[str] = []
-        is_classification = await self._is_classification(task, slips)
-        found = await self._ask(task, bool(is_classification), slips)
+        errors: list[str] = []
+        is_classification = await self._is_classification(task, errors)
+        found = await self._ask(task, bool(is_classification), errors)
         instances = [
             Task.make(task.instruction, SOURCE, input_of(input), output=output, is_classification=is_classification)
             for input, output in found[: self._num]
         ]
-        return Written(instances, slips + ["instances_not_needed"] * (len(found) - len(instances)))
+        return Written(instances, errors + ["instances_not_needed"] * (len(found) - len(instances)))
 
-    async def _is_classification(self, task: Task, slips: list[str]) -> bool | None:
+    async def _is_classification(self, task: Task, errors: list[str]) -> bool | None:
         """What the model says; None where it does not say, and then the input comes first."""
         messages = self._kind.fill(instruction=task.instruction, reference=self._kinds)
-        [completion] = await self._engine.sample(messages, self._params, [self._seed])
+        [completion] = await self._engine.generate(messages, self._params, [self._seed])
         said = {word.lower() for word in _YES_OR_NO.findall(completion.text)}
         first = re.match(r"\W*(?:(?:answer|classification)\W+)?(yes|no)\b", completion.text, re.IGNORECASE)
         if first is None and len(said) != 1:
-            slips.append("kind_unclear")
+            errors.append("kind_unclear")
             return None
         return (first[1].lower() if first else said.pop()) == "yes"
 
-    async def _ask(self, task: Task, is_classification: bool, slips: list[str]) -> list[tuple[str, str]]:
+    async def _ask(self, task: Task, is_classification: bool, errors: list[str]) -> list[tuple[str, str]]:
         """Pairs of input and output."""
         request = self._output_first if is_classification else self._input_first
         shots = self._labelled if is_classification else self._inputs
         messages = request.fill(instruction=task.instruction, num=str(self._num), reference=shots)
-        [completion] = await self._engine.sample(messages, self._params, [self._seed])
+        [completion] = await self._engine.generate(messages, self._params, [self._seed])
         useless = failure(completion)
         if useless in ("prompt_too_long", "empty"):
-            slips.append(f"instances_{useless}")
+            errors.append(f"instances_{useless}")
             return []
         read = self._read_labelled if is_classification else self._read_inputs
         found = read(completion.text)
         if completion.finish_reason == "length":
-            slips.append("instances_truncated")
+            errors.append("instances_truncated")
             found = found[:-1]
         elif not found:
-            slips.append("instances_unparsed")
-        slips += ["instances_malformed"] * found.count(None)
+            errors.append("instances_unparsed")
+        errors += ["instances_malformed"] * found.count(None)
         return [pair for pair in found if pair is not None]
 
     def _read_inputs(self, text: str) -> list[tuple[str, str] | None]:

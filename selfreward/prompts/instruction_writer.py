@@ -23,10 +23,10 @@ class Reply:
     """The tasks that a request brought, in their order, and a name for each thing that was wrong with it."""
 
     tasks: list[Task]
-    slips: list[str]
+    errors: list[str]
 
 
-class Form(Protocol):
+class TaskFormat(Protocol):
     """How tasks are shown to a model, and read from what it writes."""
 
     def fits(self, task: Task) -> bool:
@@ -97,17 +97,17 @@ class WholeTasks:
         return Task.make(instruction, SOURCE, input_of(fields.get("input", "")), output=fields["output"])
 
 
-FORMS: dict[str, Callable[[SelfInstructSettings], Form]] = {"paper": Instructions, "alpaca": WholeTasks}
+FORMATS: dict[str, Callable[[SelfInstructSettings], TaskFormat]] = {"paper": Instructions, "alpaca": WholeTasks}
 
 
-class Author:
+class InstructionWriter:
     """Asks for tasks, with examples by people and by machine."""
 
     def __init__(self, settings: SourceSettings) -> None:
         """Raises ValueError for a template that lacks a place."""
         self._settings = settings.self_instruct
         self._params = SamplingParams.of(settings.generation, self._settings.presence_penalty)
-        self.form: Form = FORMS[self._settings.variant](self._settings)
+        self.format: TaskFormat = FORMATS[self._settings.variant](self._settings)
         packaged = {"paper": "self_instruct", "alpaca": "alpaca"}[self._settings.variant]
         self.template = Template.read(self._settings.template or TEMPLATES / f"{packaged}.txt", ("examples",))
 
@@ -115,7 +115,7 @@ class Author:
         """Those that can be examples, one for each instruction, in their order."""
         found: dict[str, Task] = {}
         for task in tasks:
-            if self.form.fits(task):
+            if self.format.fits(task):
                 found.setdefault(task.instruction, task)
         return [*found.values()]
 
@@ -131,23 +131,23 @@ class Author:
     async def ask(self, engine: Sampler, template: Template, examples: Sequence[Task], seed: int) -> Reply:
         """One request."""
         number = len(examples) + 1
-        places = {"examples": self.form.show(examples), "number": str(number), "num": str(self._settings.tasks)}
-        [completion] = await engine.sample(template.fill(**places), self._params, [seed])
+        places = {"examples": self.format.show(examples), "number": str(number), "num": str(self._settings.tasks)}
+        [completion] = await engine.generate(template.fill(**places), self._params, [seed])
         return self._read(completion, number)
 
     def _read(self, completion: Completion, number: int) -> Reply:
         useless = failure(completion)
         if useless not in (None, "truncated"):
             return Reply([], [f"outputs_{useless}"])
-        items = self.form.read(completion.text, number)
+        items = self.format.read(completion.text, number)
         if items is None:
             return Reply([], ["outputs_refused" if is_refusal(completion.text) else "outputs_unparsed"])
-        slips = []
+        errors = []
         if completion.finish_reason == "length":
-            items, slips = items[:-1], ["items_truncated"]
+            items, errors = items[:-1], ["items_truncated"]
         tasks = [item for item in items if isinstance(item, Task)]
-        slips += [item for item in items if isinstance(item, str)]
-        return Reply(tasks[:1] if self._settings.tasks == 1 else tasks, slips)
+        errors += [item for item in items if isinstance(item, str)]
+        return Reply(tasks[:1] if self._settings.tasks == 1 else tasks, errors)
 
 
 def _stands_alone(task: Task) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from selfreward.prompts.base import Desk, PromptSource
+from selfreward.prompts.base import PromptSource, SourceContext
 from selfreward.prompts.dataset import check_rows
 from selfreward.prompts.filters.base import Filters
 from selfreward.prompts.self_instruct import SelfInstructSource
@@ -42,45 +42,45 @@ class MixtureSource:
             else:
                 source.check()
 
-    def tasks(self, desk: Desk) -> list[Task]:
+    def tasks(self, context: SourceContext) -> list[Task]:
         """The tasks of an iteration, in an order that depends on the seed.
 
         Raises:
             ValueError: what a part can't work with, or a part with fewer rows than its share.
         """
-        asked = self._shares(desk.iteration)
+        asked = self._shares(context.iteration)
         # Whether a part is asked or not, and when: what is near to a seed of any of them is nothing new.
         for _, source in self._parts:
             if isinstance(source, SelfInstructSource):
-                desk.filters.know(source.seeds())
+                context.filters.add_known(source.seeds())
         found: dict[str, Task] = {}
         for place in sorted(range(len(self._parts)), key=lambda place: self._parts[place][0].writes):
             nums = [of_parts[place] for of_parts in asked]
             if not nums[-1]:
                 continue
-            tasks = self._of_part(place, desk, nums)
-            desk.count(f"from_part_{place + 1}", len(tasks))
+            tasks = self._of_part(place, context, nums)
+            context.count(f"from_part_{place + 1}", len(tasks))
             for task in tasks:
                 if task.id in found:
-                    desk.count("in_several_parts")
+                    context.count("in_several_parts")
                 found.setdefault(task.id, task)
         mixed = [*found.values()]
-        random.Random(desk.derive("order")).shuffle(mixed)
+        random.Random(context.derive("order")).shuffle(mixed)
         return mixed
 
-    def _of_part(self, place: int, desk: Desk, nums: Sequence[int]) -> list[Task]:
+    def _of_part(self, place: int, context: SourceContext, nums: Sequence[int]) -> list[Task]:
         """What a part gives, of which each iteration so far wanted ``nums``."""
         part, source = self._parts[place]
         of_rows = self._settings.filters.names(reading=True)
-        filters = desk.filters if part.writes or of_rows else Filters(self._settings.filters, of_rows)
-        seed = derive_seed(desk.seed, "part", place)
-        limit = part.in_flight(desk.limit)
-        own = replace(desk, num=nums[-1], nums=nums[:-1], seed=seed, filters=filters, limit=limit)
+        filters = context.filters if part.writes or of_rows else Filters(self._settings.filters, of_rows)
+        seed = derive_seed(context.seed, "part", place)
+        limit = part.in_flight(context.limit)
+        own = replace(context, num=nums[-1], nums=nums[:-1], seed=seed, filters=filters, limit=limit)
         tasks = source.tasks(own)
-        if filters is not desk.filters:
-            desk.filters.take_over(filters.removed, [])
+        if filters is not context.filters:
+            context.filters.merge(filters.removed, [])
         if not part.writes:
-            desk.filters.know(tasks)
+            context.filters.add_known(tasks)
         return tasks
 
     def _shares(self, iterations: int) -> list[list[int]]:

@@ -10,7 +10,7 @@ from selfreward.recipe.loader import shown
 from selfreward.recipe.prompt_settings import RowSettings
 
 Item = TypeVar("Item")
-SHOWN = 10
+MAX_SHOWN_PROBLEMS = 10
 _SKIP = ", or skip and count them: on_bad_line: skip"
 
 
@@ -44,7 +44,7 @@ class Rows:
     def refuse(self, number: int, bad: BadRow) -> None:
         """Counts a bad row."""
         self.skipped[bad.reason] = self.skipped.get(bad.reason, 0) + 1
-        if self._settings.on_bad_line == "error" and len(self._messages) < SHOWN:
+        if self._settings.on_bad_line == "error" and len(self._messages) < MAX_SHOWN_PROBLEMS:
             self._messages.append(f"{self._where(number)}: {bad}")
             if self._settings.streaming:
                 self._complain()

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from math import ceil
 
 from selfreward.engines import Sampler
-from selfreward.prompts.base import Desk
+from selfreward.prompts.base import SourceContext
 from selfreward.prompts.dataset import counted, read_tasks
 from selfreward.prompts.instances import InstanceWriter
-from selfreward.prompts.instruction_writer import SOURCE, Author
+from selfreward.prompts.instruction_writer import SOURCE, InstructionWriter
 from selfreward.prompts.template_search import TemplateSearch
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Task
@@ -23,7 +23,7 @@ class SelfInstructSource:
     def __init__(self, settings: SourceSettings) -> None:
         """Raises ValueError for a template that lacks a place."""
         self._settings = settings
-        self._author = Author(settings)
+        self._writer = InstructionWriter(settings)
 
     def check(self) -> None:
         """Raises ValueError where the rows are bad, or too few of them can be examples."""
@@ -33,27 +33,27 @@ class SelfInstructSource:
         """What the filters are to know of the seeds."""
         return self._read_seeds()[0]
 
-    def tasks(self, desk: Desk) -> list[Task]:
+    def tasks(self, context: SourceContext) -> list[Task]:
         """The tasks of an iteration in the order in which they were made; fewer where nothing new comes any more.
 
         Raises:
             ValueError: bad rows, or too few of them can be examples.
         """
-        seeds, human = self._read_seeds(desk)
-        desk.filters.know(seeds)
-        engine = desk.engine_of(self._settings)
-        machine = self._author.examples_of(task for task in desk.earlier if task.source == SOURCE)
-        template = self._author.template
+        seeds, human = self._read_seeds(context)
+        context.filters.add_known(seeds)
+        engine = context.engine_of(self._settings)
+        machine = self._writer.examples_of(task for task in context.earlier if task.source == SOURCE)
+        template = self._writer.template
         if self._settings.self_instruct.template_variants:
-            search = TemplateSearch(self._settings, self._author, desk, engine)
+            search = TemplateSearch(self._settings, self._writer, context, engine)
             template = search.best(seeds, human, machine)
-        return _Rounds(self._settings, self._author, desk, engine, template, seeds).run(human, machine)
+        return _Rounds(self._settings, self._writer, context, engine, template, seeds).run(human, machine)
 
-    def _read_seeds(self, desk: Desk | None = None) -> tuple[list[Task], list[Task]]:
+    def _read_seeds(self, context: SourceContext | None = None) -> tuple[list[Task], list[Task]]:
         """What the filters are to know of the seeds, and those that can be examples."""
         read = read_tasks(self._settings)
-        rows = read[0] if desk is None else counted(desk, read)
-        human, wanted = self._author.examples_of(rows), self._settings.self_instruct.human
+        rows = read[0] if context is None else counted(context, read)
+        human, wanted = self._writer.examples_of(rows), self._settings.self_instruct.human
         if len(human) < wanted:
             raise ValueError(
                 f"self_instruct.human is {wanted}, and {len(human)} of the {len(rows)} seeds can be examples: their "
@@ -71,63 +71,68 @@ class _Rounds:
     def __init__(
         self,
         settings: SourceSettings,
-        author: Author,
-        desk: Desk,
+        writer: InstructionWriter,
+        context: SourceContext,
         engine: Sampler,
         template: Template,
         seeds: Sequence[Task],
     ) -> None:
         self._settings = settings.self_instruct
-        self._author, self._desk, self._engine, self._template = author, desk, engine, template
+        self._writer, self._context, self._engine, self._template = writer, context, engine, template
         asks = self._settings.variant == "paper" and self._settings.instances > 0
-        self._writer = InstanceWriter(settings, desk, engine, seeds) if asks else None
+        self._instance_writer = InstanceWriter(settings, context, engine, seeds) if asks else None
 
     def run(self, human: Sequence[Task], machine: Sequence[Task]) -> list[Task]:
         """The tasks, at most as many as are wanted."""
-        desk, examples = self._desk, {task.instruction: task for task in machine}
+        context, examples = self._context, {task.instruction: task for task in machine}
         made: dict[str, Task] = {}
         number = idle = 0
-        while len(made) < desk.wanted and idle < self._settings.patience:
+        while len(made) < context.wanted and idle < self._settings.patience:
             before = len(made)
             number += 1
             queue = self._propose(number, human, [*examples.values()])
-            while queue and len(made) < desk.wanted:
-                admitted, queue = self._admit(queue, desk.wanted - len(made))
+            while queue and len(made) < context.wanted:
+                admitted, queue = self._admit(queue, context.wanted - len(made))
                 examples.update((task.instruction, task) for task in admitted)
                 made.update((task.id, task) for task in self._complete(admitted))
             if queue:
-                desk.count("candidates_not_needed", len(queue))
+                context.count("candidates_not_needed", len(queue))
             idle = 0 if len(made) > before else idle + 1
-        desk.count("rounds", number)
-        if len(made) < desk.wanted:
-            desk.count("gave_up")
+        context.count("rounds", number)
+        if len(made) < context.wanted:
+            context.count("gave_up")
             console.print(
-                f"  prompts: {len(made)} of {desk.wanted} tasks, as {idle} rounds of {self._settings.requests} "
+                f"  prompts: {len(made)} of {context.wanted} tasks, as {idle} rounds of {self._settings.requests} "
                 "requests brought none that the filters let pass",
                 soft_wrap=True,
             )
-        if len(made) > desk.wanted:
-            desk.count("instances_not_needed", len(made) - desk.wanted)
-        return [*made.values()][: desk.wanted]
+        if len(made) > context.wanted:
+            context.count("instances_not_needed", len(made) - context.wanted)
+        return [*made.values()][: context.wanted]
 
     def _propose(self, number: int, human: Sequence[Task], machine: Sequence[Task]) -> list[Task]:
         """What the requests of a round bring, in the order of the requests."""
-        desk, author = self._desk, self._author
+        context, writer = self._context, self._writer
         drawn = [
-            (author.draw(human, machine, desk.derive("examples", number, place)), desk.derive("round", number, place))
+            (
+                writer.draw(human, machine, context.derive("examples", number, place)),
+                context.derive("round", number, place),
+            )
             for place in range(self._settings.requests)
         ]
-        replies = desk.gather(f"round {number}", drawn, lambda each: author.ask(self._engine, self._template, *each))
+        replies = context.run_concurrently(
+            f"round {number}", drawn, lambda each: writer.ask(self._engine, self._template, *each)
+        )
         candidates = [task for reply in replies for task in reply.tasks]
-        desk.count("requests", len(replies))
-        desk.count("candidates", len(candidates))
-        self._count(slip for reply in replies for slip in reply.slips)
+        context.count("requests", len(replies))
+        context.count("candidates", len(candidates))
+        self._count(error for reply in replies for error in reply.errors)
         return candidates
 
     def _admit(self, queue: list[Task], missing: int) -> tuple[list[Task], list[Task]]:
         """Those that may bring the tasks that are missing, and the candidates that were not looked at."""
         most = ceil(missing / self._settings.instances) if self._writer else missing
-        admitted = self._desk.filters.admit(queue, most)
+        admitted = self._context.filters.filter(queue, most)
         if len(admitted) < most:
             return admitted, []
         last = next(place for place, task in enumerate(queue) if task is admitted[-1])
@@ -135,17 +140,17 @@ class _Rounds:
 
     def _complete(self, admitted: Sequence[Task]) -> list[Task]:
         """Instructions with their instances, each of which is a task; an instruction without a good one is none."""
-        if self._writer is None:
+        if self._instance_writer is None:
             return [*admitted]
-        desk, tasks = self._desk, []
-        for written in desk.gather("instances", admitted, self._writer.write):
-            self._count(written.slips)
-            usable = desk.filters.admit_instances(written.instances)
+        context, tasks = self._context, []
+        for written in context.run_concurrently("instances", admitted, self._instance_writer.write):
+            self._count(written.errors)
+            usable = context.filters.filter_instances(written.instances)
             if not usable:
-                desk.count("without_instance")
+                context.count("without_instance")
             tasks += usable
         return tasks
 
     def _count(self, names: Iterable[str]) -> None:
         for name in names:
-            self._desk.count(name)
+            self._context.count(name)

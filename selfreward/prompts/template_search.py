@@ -20,9 +20,9 @@ from dataclasses import replace
 from statistics import mean
 
 from selfreward.engines import Sampler, SamplingParams
-from selfreward.prompts.base import Desk
+from selfreward.prompts.base import SourceContext
 from selfreward.prompts.filters.rouge import RougeIndex
-from selfreward.prompts.instruction_writer import Author, Reply
+from selfreward.prompts.instruction_writer import InstructionWriter, Reply
 from selfreward.prompts.replies import failure, greedy, template, unwrap
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Task, TemplateTrial, content_id
@@ -38,9 +38,11 @@ _PROMPT = re.compile(r"<prompt(?:-\d+)?>(?P<inside>.*?)</prompt(?:-\d+)?>", re.D
 class TemplateSearch:
     """Chooses the prompt of one iteration."""
 
-    def __init__(self, settings: SourceSettings, author: Author, desk: Desk, engine: Sampler) -> None:
+    def __init__(
+        self, settings: SourceSettings, writer: InstructionWriter, context: SourceContext, engine: Sampler
+    ) -> None:
         self._settings = settings.self_instruct
-        self._author, self._desk, self._engine = author, desk, engine
+        self._writer, self._context, self._engine = writer, context, engine
         self._writing = SamplingParams.of(settings.generation)
         self._judging = greedy(settings)
         self._ask = template("template_variant", "prompt", "places")
@@ -55,51 +57,53 @@ class TemplateSearch:
             machine: tasks of earlier iterations that can be examples.
         """
         # Parts of a mixture may have prompts of their own, each with its descendants.
-        origin = content_id("template", self._author.template.text)
-        used = [each.text for each in self._desk.templates if each.used and each.origin == origin]
-        current = self._template(used[-1]) if used else self._author.template
+        origin = content_id("template", self._writer.template.text)
+        used = [each.text for each in self._context.templates if each.used and each.origin == origin]
+        current = self._template(used[-1]) if used else self._writer.template
         templates = [current, *self._variants(current)]
-        trials = self._measure(templates, origin, [*seeds, *self._desk.earlier], self._drawn(human, machine))
+        trials = self._measure(templates, origin, [*seeds, *self._context.earlier], self._drawn(human, machine))
         # A prompt that is not known to be better than the current one does not take its place.
         worth = [trial.worth or 0.0 for trial in trials]
         place = worth.index(max(worth)) if trials[0].worth is not None else 0
         trials[place] = replace(trials[place], used=True)
-        self._desk.trials.extend(trials)
+        self._context.trials.extend(trials)
         for name in ("accepted", "novelty", "quality", "worth"):
-            self._desk.figures[f"template_{name}"] = getattr(trials[place], name)
-        self._desk.figures["template_worth_before"] = trials[0].worth
-        self._desk.figures["template_changed"] = int(place > 0)
+            self._context.figures[f"template_{name}"] = getattr(trials[place], name)
+        self._context.figures["template_worth_before"] = trials[0].worth
+        self._context.figures["template_changed"] = int(place > 0)
         return templates[place]
 
     def _variants(self, current: Template) -> list[Template]:
         """Prompts that the model proposes in place of the current one, no two alike."""
-        desk, places = self._desk, sorted(_PLACE.findall(current.text))
+        context, places = self._context, sorted(_PLACE.findall(current.text))
         messages = self._ask.fill(prompt=current.text, places=" and ".join(dict.fromkeys(places)))
 
         async def propose(number: int) -> str | None:
-            [completion] = await self._engine.sample(messages, self._writing, [desk.derive("variant", number)])
+            [completion] = await self._engine.generate(messages, self._writing, [context.derive("variant", number)])
             if failure(completion):
                 return None
             tagged = _PROMPT.search(completion.text)
             return tagged["inside"].strip() if tagged else unwrap(completion.text)
 
         seen, found = {_words(current.text)}, []
-        for text in desk.gather("variants of the prompt", range(self._settings.template_variants), propose):
+        for text in context.run_concurrently(
+            "variants of the prompt", range(self._settings.template_variants), propose
+        ):
             if text is None or sorted(_PLACE.findall(text)) != places or _is_fenced(text) < _is_fenced(current.text):
-                desk.count("template_invalid")
+                context.count("template_invalid")
             elif _words(text) in seen:
-                desk.count("template_repeated")
+                context.count("template_repeated")
             else:
                 seen.add(_words(text))
                 found.append(self._template(text))
-        desk.count("template_variants", len(found))
+        context.count("template_variants", len(found))
         return found
 
     def _drawn(self, human: Sequence[Task], machine: Sequence[Task]) -> list[tuple[list[Task], int]]:
         """The examples and the seed of each request, the same for all prompts."""
-        desk, author = self._desk, self._author
+        context, writer = self._context, self._writer
         return [
-            (author.draw(human, machine, desk.derive("trial examples", place)), desk.derive("trial", place))
+            (writer.draw(human, machine, context.derive("trial examples", place)), context.derive("trial", place))
             for place in range(self._settings.template_budget)
         ]
 
@@ -112,14 +116,16 @@ class TemplateSearch:
     ) -> list[TemplateTrial]:
         """One trial a prompt, none of them used yet."""
         asked = [(each, *request) for each in templates for request in drawn]
-        replies = self._desk.gather("trials of the prompt", asked, lambda each: self._author.ask(self._engine, *each))
+        replies = self._context.run_concurrently(
+            "trials of the prompt", asked, lambda each: self._writer.ask(self._engine, *each)
+        )
         admitted = [
             self._admitted(replies[start : start + len(drawn)], pool) for start in range(0, len(asked), len(drawn))
         ]
         chosen = [self._drawn_of(tasks) for tasks in admitted]
         novelties = _novelties(chosen, pool)
         qualities = self._qualities(chosen)
-        self._desk.count("template_requests", len(asked))
+        self._context.count("template_requests", len(asked))
         wanted = len(drawn) * self._settings.tasks
         return [
             _trial(each.text, origin, min(1.0, len(tasks) / wanted), novelty, quality)
@@ -127,13 +133,13 @@ class TemplateSearch:
         ]
 
     def _admitted(self, replies: Sequence[Reply], pool: Sequence[Task]) -> list[Task]:
-        filters = self._desk.filters.fresh()
-        filters.know(pool)
-        return filters.admit([task for reply in replies for task in reply.tasks])
+        filters = self._context.filters.fresh()
+        filters.add_known(pool)
+        return filters.filter([task for reply in replies for task in reply.tasks])
 
     def _drawn_of(self, tasks: Sequence[Task]) -> list[Task]:
         """Those of a prompt's tasks that are looked at closely."""
-        rng = random.Random(self._desk.derive("judged"))
+        rng = random.Random(self._context.derive("judged"))
         return rng.sample(tasks, min(self._settings.template_budget, len(tasks)))
 
     def _qualities(self, chosen: Sequence[Sequence[Task]]) -> list[float | None]:
@@ -141,13 +147,13 @@ class TemplateSearch:
 
         async def score(task: Task) -> float | None:
             messages = self._quality.fill(instruction=task.messages[-1]["content"])
-            [completion] = await self._engine.sample(messages, self._judging, [self._desk.derive("quality")])
+            [completion] = await self._engine.generate(messages, self._judging, [self._context.derive("quality")])
             return read_score(completion.text, 1, BEST_SCORE, cut=completion.finish_reason == "length")[0]
 
-        every = iter(self._desk.gather("quality", [task for tasks in chosen for task in tasks], score))
+        every = iter(self._context.run_concurrently("quality", [task for tasks in chosen for task in tasks], score))
         scores = [[next(every) for _ in tasks] for tasks in chosen]
         known = [[each for each in of_prompt if each is not None] for of_prompt in scores]
-        self._desk.count("template_unscored", sum(map(len, scores)) - sum(map(len, known)))
+        self._context.count("template_unscored", sum(map(len, scores)) - sum(map(len, known)))
         return [mean(of_prompt) / BEST_SCORE if of_prompt else None for of_prompt in known]
 
     def _template(self, text: str) -> Template:
@@ -158,7 +164,7 @@ def _novelties(admitted: Sequence[Sequence[Task]], pool: Sequence[Task]) -> list
     """How far the tasks of each prompt are from the nearest of the pool, on the average; None where there are none."""
     index = RougeIndex(0.0, "unicode")
     for task in pool:
-        index.add(task.alone, task.instruction)
+        index.add(task.instruction_id, task.instruction)
     found: list[float | None] = []
     for tasks in admitted:
         near = [index.nearest(task.instruction) for task in tasks]

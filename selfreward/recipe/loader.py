@@ -24,7 +24,7 @@ from selfreward.runtime import redact
 Model = TypeVar("Model", bound=BaseModel)
 Key = tuple[str | int, ...]
 MAX_BYTES = 1 << 18
-SHOWN = 20  # problems that one message lists
+MAX_SHOWN_PROBLEMS = 20  # problems that one message lists
 
 
 class RecipeError(ValueError):
@@ -270,12 +270,12 @@ def _key(override: str) -> Key:
 def _explain(error: ValidationError, model: type[BaseModel], lines: _Lines, typed: Sequence[Key]) -> str:
     messages = []
     problems = error.errors(include_url=False)
-    for problem in problems[:SHOWN]:
+    for problem in problems[:MAX_SHOWN_PROBLEMS]:
         cause = problem.get("ctx", {}).get("error")
         option = (cause.option,) if isinstance(cause, OptionError) else ()
         key = (*problem["loc"], *option)
         messages.append(f"{lines.place(key, typed)}: {_dotted(key)}: {_message(dict(problem), model)}")
-    more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    more = [f"... and {len(problems) - MAX_SHOWN_PROBLEMS} more"] if len(problems) > MAX_SHOWN_PROBLEMS else []
     return "\n".join([*messages, *more])
 
 

@@ -1,4 +1,4 @@
-"""The reference of all settings, generated from them: ``python -m selfreward.recipe.reference_docs > docs/recipe.md``."""
+"""The reference of all settings, generated from them; ``python -m selfreward.recipe.reference_docs`` prints it."""
 
 from __future__ import annotations
 

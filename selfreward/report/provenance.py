@@ -45,7 +45,7 @@ def _read(run: Run, iteration: int) -> set[str]:
     return {name for name in stages if name.startswith(f"{iteration_folder(iteration)}/")}
 
 
-class Links:
+class Provenance:
     """The records of one iteration that is whole, and what does not hold together in them."""
 
     def __init__(self, run: Run, iteration: int, whole: set[str]) -> None:
@@ -71,7 +71,7 @@ class Links:
     @cached_property
     def unproved(self) -> str | None:
         """Why the scores of the pairs can't be counted again, if they can't."""
-        if self._t < self._run.settled and not self._same_judge():
+        if self._t < self._run.first_iteration and not self._same_judge():
             return "an earlier recipe had another judge"
         try:
             panel_of(self._run.recipe)

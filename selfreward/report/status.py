@@ -40,7 +40,7 @@ def status(run: Run) -> dict[str, Any]:
     for step in plan(run.recipe):
         folder = run.stage(step.stage, step.iteration)
         entry = iterations.setdefault(step.iteration, {"iteration": step.iteration, "stages": {}})
-        state = "stale" if step in outdated else "done" if folder.done else "begun" if folder.begun else "left"
+        state = "stale" if step in outdated else "done" if folder.done else "begun" if folder.started else "left"
         changed = {"changes": [str(change) for change in outdated[step]]} if step in outdated else {}
         summary = folder.summary if folder.done else {}
         entry["stages"][step.stage] = {"done": folder.done, "state": state, **changed, **summary}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfreward.errors import Damaged
-from selfreward.report.provenance import Links, is_whole
+from selfreward.report.provenance import Provenance, is_whole
 from selfreward.run.folders import MARKER, METRICS, ORIGIN, RECIPE, StageFolder, iteration_of
 from selfreward.run.run import Run
 from selfreward.runtime.atomic import is_whole_line, read_sealed
@@ -61,11 +61,11 @@ def _check_links(run: Run, iteration: int, whole: set[str], report: Report) -> N
     """Adds which records of an iteration don't follow from others, if all that they come from is whole."""
     if not is_whole(run, iteration, whole):
         return
-    links = Links(run, iteration, whole)
-    report.problems += links.problems()
-    report.pairs += len(links.pairs)
-    if links.unproved:
-        report.unproved.append(f"iteration {iteration} were not counted again: {links.unproved}")
+    provenance = Provenance(run, iteration, whole)
+    report.problems += provenance.problems()
+    report.pairs += len(provenance.pairs)
+    if provenance.unproved:
+        report.unproved.append(f"iteration {iteration} were not counted again: {provenance.unproved}")
 
 
 def _loose_files(root: Path) -> Iterator[str]:

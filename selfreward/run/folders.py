@@ -33,9 +33,9 @@ MARKER = "stage.json"
 RECIPE, ORIGIN, METRICS, SET_ASIDE = "resolved.json", "origin.json", "metrics.jsonl", "set_aside"
 
 # Of a stage that was begun: what it reads, and the requests that are finished. Trainers keep checkpoints beside them.
-BEGUN, JOURNAL = "begun.json", "journal.jsonl"
+STARTED, JOURNAL = "begun.json", "journal.jsonl"
 
-PASSING = (JOURNAL, "checkpoints", BEGUN)
+UNFINISHED_ONLY = (JOURNAL, "checkpoints", STARTED)
 
 FORMAT = 1
 
@@ -81,9 +81,9 @@ class StageFolder:
         return json_hash([marker["reads"], marker["wrote"]])
 
     @property
-    def begun(self) -> dict[str, Any] | None:
+    def started(self) -> dict[str, Any] | None:
         """What a stage that was begun and not finished reads, or None."""
-        path = self.path / BEGUN
+        path = self.path / STARTED
         return None if self.done or not path.is_file() else read_sealed(path)["reads"]
 
     def begin(self, reads: Mapping[str, Any]) -> None:
@@ -95,13 +95,13 @@ class StageFolder:
         assert not self.done, f"{self.path} is finished"
         if not self.path.resolve().is_relative_to(self.root):
             raise ValueError(f"{self.path} leads out of the run through a link. Remove the link")
-        if self.path.is_dir() and self.begun is None:
+        if self.path.is_dir() and self.started is None:
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         for path in self.path.iterdir():
-            if path.name not in PASSING:
+            if path.name not in UNFINISHED_ONLY:
                 _remove(path)
-        write_sealed(self.path / BEGUN, {"reads": reads})
+        write_sealed(self.path / STARTED, {"reads": reads})
 
     def journal(self) -> Journal:
         """The finished requests of this stage; use it in a ``with``."""
@@ -129,7 +129,7 @@ class StageFolder:
 
     def sweep(self) -> None:
         """Removes what only an unfinished stage needs; a kill behind the marker may have left it."""
-        for name in PASSING:
+        for name in UNFINISHED_ONLY:
             if (self.path / name).exists():
                 _remove(self.path / name)
 
@@ -158,7 +158,7 @@ class StageFolder:
 
     def _is_passing(self, path: Path) -> bool:
         """Whether a file is needed by an unfinished stage alone."""
-        return path.is_relative_to(self.path) and path.relative_to(self.path).parts[0] in PASSING
+        return path.is_relative_to(self.path) and path.relative_to(self.path).parts[0] in UNFINISHED_ONLY
 
 
 def _remove(path: Path) -> None:

@@ -41,7 +41,7 @@ def stale(run: Run) -> dict[Step, list[Change]]:
     found: dict[Step, list[Change]] = {}
     for step in plan(run.recipe):
         folder = run.stage(step.stage, step.iteration)
-        if not folder.done or step.iteration < run.settled:
+        if not folder.done or step.iteration < run.first_iteration:
             continue
         own = changes(folder.marker["reads"], run.reads(step))
         if own or any(s in found for s in inputs(run.recipe, step)):
@@ -135,7 +135,7 @@ def go_back(recipe: Recipe, iteration: int) -> Path | None:
             raise ValueError(f"{run.path} has nothing of iteration {iteration - 1} or later to go on from")
         if iteration:
             _refuse_another_past(Run.open(run.path).recipe, recipe)
-        if any(step.iteration < iteration for step in stale(run)) or run.settled > iteration:
+        if any(step.iteration < iteration for step in stale(run)) or run.first_iteration > iteration:
             write_sealed(run.path / ORIGIN, {**run.origin, "settled": iteration})
         names = [name for name in reversed(made) if iteration_of(name) >= iteration]
         aside = run.set_aside(names, f"resumed from iteration {iteration}") if names else None
@@ -163,7 +163,7 @@ def remake(recipe: Recipe) -> Path | None:
 def _left_over(run: Run) -> Iterator[Step]:
     """The finished stages that the recipe no longer has, in the iterations that it holds for."""
     steps = set(plan(run.recipe))
-    for iteration in range(run.settled, run.recipe.iterations + 1):
+    for iteration in range(run.first_iteration, run.recipe.iterations + 1):
         for name in NAMES:
             step = Step(name, iteration)
             if step not in steps and run.stage(name, iteration).done:

@@ -21,10 +21,10 @@ from selfreward.runtime.atomic import sync, write_all
 from selfreward.runtime.progress import console
 
 # A power cut costs at most what was finished within one second or these many requests.
-SYNC_EVERY_SECONDS = 1.0
-SYNC_EVERY = 256
+SYNC_EVERY_S = 1.0
+SYNC_EVERY_LINES = 256
 # Below this many free bytes the stage stops while the journal can still be closed in order.
-RESERVE = 64 << 20
+RESERVED_BYTES = 64 << 20
 
 
 class Journal:
@@ -87,7 +87,7 @@ class Journal:
         self._places[unhexlify(key)] = self._end
         self._end += len(line)
         self._unsynced += 1
-        if self._unsynced >= SYNC_EVERY:
+        if self._unsynced >= SYNC_EVERY_LINES:
             self._wake.set()
 
     def close(self) -> None:
@@ -124,7 +124,7 @@ class Journal:
     def _keep_synced(self) -> None:
         """One thread beside the writer, which waits for no disk. An error is raised by the next ``add``."""
         while not self._closing or self._unsynced:
-            self._wake.wait(SYNC_EVERY_SECONDS)
+            self._wake.wait(SYNC_EVERY_S)
             self._wake.clear()
             if not self._unsynced:
                 continue
@@ -135,7 +135,7 @@ class Journal:
             except OSError as error:
                 self._error = error
                 return
-            if free < RESERVE:
+            if free < RESERVED_BYTES:
                 self._error = DiskFull(f"{self._path.parent}: {free >> 20} MiB of disk are left")
                 return
 

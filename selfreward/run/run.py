@@ -132,7 +132,7 @@ class Run:
         return read_sealed(path) if path.is_file() else {"settled": 0, "forked_from": None}
 
     @property
-    def settled(self) -> int:
+    def first_iteration(self) -> int:
         """The first iteration that the recipe holds for; 0 unless it was edited in mid-run, or the run is a fork."""
         return int(self.origin["settled"])
 
@@ -168,8 +168,8 @@ class Run:
             if folder.done:
                 folder.check()
         folder, now = self.stage(step.stage, step.iteration), begins_with(step, self.reads(step))
-        begun = folder.begun
-        if begun is not None and changes(begun, now):
+        started = folder.started
+        if started is not None and changes(started, now):
             aside = self.set_aside([folder.name], f"{step} was begun with other settings")
             console.print(f"{step} was begun with other settings. What it had finished is in {aside}", style="yellow")
         folder.begin(now)
@@ -177,14 +177,14 @@ class Run:
     def commit(self, step: Step, summary: Mapping[str, Any]) -> None:
         """Marks a stage as done, with what it read and wrote."""
         folder = self.stage(step.stage, step.iteration)
-        begun = folder.begun
-        assert begun is not None, f"{folder.path} was not begun"
+        started = folder.started
+        assert started is not None, f"{folder.path} was not begun"
         if not self.recipe.launch.private:
             # Upstream makes weights readable by their owner alone.
             for path in folder.files():
                 path.chmod(path.stat().st_mode | stat.S_IMODE(self.path.stat().st_mode) & 0o444)
         # The settings are those of the beginning: a file may have been edited since.
-        folder.commit({**begun, "stages": self.reads(step)["stages"]}, summary)
+        folder.commit({**started, "stages": self.reads(step)["stages"]}, summary)
 
     def set_aside(self, names: Iterable[str], reason: str) -> Path:
         """Moves folders of the run into a numbered one.

@@ -13,7 +13,7 @@ from typing import Any
 from selfreward.errors import Damaged
 
 SEAL = "sha256"
-BUFFER = 1 << 20
+BUFFER_BYTES = 1 << 20
 
 
 def sync(path: Path) -> None:
@@ -47,7 +47,7 @@ def write_bytes(path: Path, chunks: Iterable[bytes]) -> None:
         buffer = bytearray()
         for chunk in chunks:
             buffer += chunk
-            if len(buffer) >= BUFFER:
+            if len(buffer) >= BUFFER_BYTES:
                 write_all(descriptor, buffer)
                 buffer.clear()
         write_all(descriptor, buffer)

@@ -35,14 +35,17 @@ from selfreward.runtime.progress import console
 from selfreward.runtime.ranks import is_first
 from selfreward.runtime.shutdown import stop
 
-NAME = "lock"
-VARIABLE = "SELFREWARD_LOCK"  # of the environment: its holder's token makes a process part of that run
-BEAT = 5.0  # seconds between two beats
-LOOK = 0.5  # seconds between two looks at whether the holder was asked to stop
-WATCH = 12.0  # seconds: two beats and some delay
-TRIES, PAUSE = 20, 0.025  # half a second (TRIES * PAUSE): a probe's lock is over by then, and a new holder has its name
-END = 5.0  # seconds between SIGTERM and the end
-SIZE = 512  # bytes of the file: always as many, so that a write in place leaves nothing of the one before
+LOCK_FILE = "lock"
+TOKEN_VARIABLE = "SELFREWARD_LOCK"  # of the environment: its holder's token makes a process part of that run
+HEARTBEAT_S = 5.0  # seconds between two beats
+POLL_S = 0.5  # seconds between two looks at whether the holder was asked to stop
+WATCH_S = 12.0  # seconds: two beats and some delay
+MAX_TRIES, RETRY_PAUSE_S = (
+    20,
+    0.025,
+)  # half a second (TRIES * PAUSE): a probe's lock is over by then, and a new holder has its name
+SHUTDOWN_TIMEOUT_S = 5.0  # seconds between SIGTERM and the end
+FILE_BYTES = 512  # bytes of the file: always as many, so that a write in place leaves nothing of the one before
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
@@ -82,13 +85,13 @@ class RunLock:
     and in one with the holder's ``token`` as ``SELFREWARD_LOCK`` in its environment.
 
     Raises:
-        RunLocked: within a second if another process holds it; within ``WATCH`` seconds if that process is on
+        RunLocked: within a second if another process holds it; within ``WATCH_S`` seconds if that process is on
             another host and ``flock`` is local to each.
         ValueError: the file system has no locks.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / NAME
+        self.path = folder / LOCK_FILE
         self.token = secrets.token_hex(16)
         self._descriptor: int | None = None
         self._leaving = threading.Event()
@@ -133,7 +136,7 @@ class RunLock:
 
     def _is_child(self) -> bool:
         entry = _read(self.path)
-        if entry is None or entry.token != os.environ.get(VARIABLE):
+        if entry is None or entry.token != os.environ.get(TOKEN_VARIABLE):
             return False
         self.token = entry.token
         return True
@@ -145,9 +148,9 @@ class RunLock:
 
     def _beat(self, descriptor: int) -> None:
         looks = 0
-        while not self._leaving.wait(min(LOOK, BEAT)):
+        while not self._leaving.wait(min(POLL_S, HEARTBEAT_S)):
             looks += 1
-            if looks * LOOK < BEAT and stop.requested == self._entry.stopping:
+            if looks * POLL_S < HEARTBEAT_S and stop.requested == self._entry.stopping:
                 continue
             looks = 0
             try:
@@ -163,8 +166,8 @@ class RunLock:
 
 def part_of(folder: Path) -> dict[str, str]:
     """The environment by which a child process is part of the run that this process holds."""
-    entry = _read(folder / NAME)
-    return {} if entry is None else {VARIABLE: entry.token}
+    entry = _read(folder / LOCK_FILE)
+    return {} if entry is None else {TOKEN_VARIABLE: entry.token}
 
 
 def holder(folder: Path) -> Holder | None:
@@ -175,12 +178,12 @@ def holder(folder: Path) -> Holder | None:
     Raises:
         PermissionError: the run is another user's.
     """
-    path = folder / NAME
-    for _ in range(TRIES):
+    path = folder / LOCK_FILE
+    for _ in range(MAX_TRIES):
         entry, free = _read(path), _is_free(path)
         if entry is not None or free:
             break
-        time.sleep(PAUSE)
+        time.sleep(RETRY_PAUSE_S)
     if free and (entry is None or entry.host == socket.gethostname()):
         return None
     if entry is None:
@@ -195,8 +198,10 @@ def watch_holder(folder: Path, poll: float = 0.5) -> None:
     launcher hands a signal on, and torchrun kills its ranks 30 seconds after one. Does nothing in a process that no
     holder started.
     """
-    if token := os.environ.get(VARIABLE):
-        threading.Thread(target=_watch, args=(folder / NAME, token, poll), name="watch_holder", daemon=True).start()
+    if token := os.environ.get(TOKEN_VARIABLE):
+        threading.Thread(
+            target=_watch, args=(folder / LOCK_FILE, token, poll), name="watch_holder", daemon=True
+        ).start()
 
 
 def _watch(path: Path, token: str, poll: float) -> None:
@@ -224,7 +229,7 @@ def _end(reason: str, leaving: threading.Event) -> None:
     """Asks this process to end, and ends it if it isn't ``leaving`` by then."""
     _say(reason, "red")
     os.kill(os.getpid(), signal.SIGTERM)
-    if not leaving.wait(END):
+    if not leaving.wait(SHUTDOWN_TIMEOUT_S):
         os._exit(RunLocked.exit_status)
 
 
@@ -240,7 +245,7 @@ def _take(descriptor: int, path: Path) -> None:
     flock, not lockf: a lock of lockf is gone as soon as the process closes any descriptor of the file, such as one
     that it was read through.
     """
-    for _ in range(TRIES):
+    for _ in range(MAX_TRIES):
         try:
             if _flock(descriptor, fcntl.LOCK_EX):
                 return
@@ -249,7 +254,7 @@ def _take(descriptor: int, path: Path) -> None:
                 raise
             way_out = "Mount it with locks (Lustre: -o flock), or set run_dir to a folder of another one"
             raise ValueError(f"the file system of {path} has no locks: {error.strerror}. {way_out}") from error
-        time.sleep(PAUSE)
+        time.sleep(RETRY_PAUSE_S)
     raise _refusal(path)
 
 
@@ -283,16 +288,16 @@ def _refuse_if_it_beats(path: Path) -> None:
     if entry is None or entry.host == socket.gethostname():
         return
     why = "it did not release the run, and locks may not reach from its host to this one"
-    _say(f"watching for {WATCH:g} s whether {entry} is alive: {why}")
+    _say(f"watching for {WATCH_S:g} s whether {entry} is alive: {why}")
     if _beats(path, entry):
         raise _refusal(path)
 
 
 def _beats(path: Path, before: _Entry) -> bool:
-    """Whether the entry changes within ``WATCH`` seconds, other than by its release."""
-    deadline = time.monotonic() + WATCH
+    """Whether the entry changes within ``WATCH_S`` seconds, other than by its release."""
+    deadline = time.monotonic() + WATCH_S
     while time.monotonic() < deadline:
-        time.sleep(BEAT / 10)
+        time.sleep(HEARTBEAT_S / 10)
         now = _read(path)
         if now != before:
             return now is not None
@@ -330,7 +335,7 @@ def _read(path: Path) -> _Entry | None:
         entry = _parse(raw)
         if entry is not None or not raw:
             return entry
-        time.sleep(PAUSE)
+        time.sleep(RETRY_PAUSE_S)
     return None
 
 
@@ -340,7 +345,7 @@ def _content(path: Path) -> bytes:
     except FileNotFoundError:
         return b""
     try:
-        return os.read(descriptor, SIZE)
+        return os.read(descriptor, FILE_BYTES)
     finally:
         os.close(descriptor)
 
@@ -355,7 +360,7 @@ def _parse(raw: bytes) -> _Entry | None:
 
 def _write(descriptor: int, entry: _Entry) -> None:
     data = json.dumps(asdict(entry)).encode()
-    assert len(data) < SIZE, f"{len(data)} bytes"
+    assert len(data) < FILE_BYTES, f"{len(data)} bytes"
     os.lseek(descriptor, 0, os.SEEK_SET)
-    write_all(descriptor, data.ljust(SIZE - 1) + b"\n")
+    write_all(descriptor, data.ljust(FILE_BYTES - 1) + b"\n")
     os.fsync(descriptor)

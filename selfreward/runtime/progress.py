@@ -21,7 +21,7 @@ class _Console(Console):
 
 
 console = _Console(stderr=True, highlight=False)
-LINE_EVERY = 15.0  # seconds between two plain lines
+LINE_EVERY_S = 15.0  # seconds between two plain lines
 
 
 class Counter:
@@ -44,7 +44,7 @@ class Counter:
 
     def show(self) -> None:
         """A plain line now and then; :class:`_Bar` draws instead."""
-        if time.monotonic() - self._last_line >= LINE_EVERY:
+        if time.monotonic() - self._last_line >= LINE_EVERY_S:
             self._last_line = time.monotonic()
             left = self.seconds / self.items * (self.total - self.items)
             console.print(f"  {self.name}: {self.items}/{self.total}, {self.rate}, {left:.0f} s left")

@@ -16,14 +16,14 @@ from selfreward.engines.remote import RemoteEngine
 from selfreward.engines.replica_pool import Pool, Prove
 from selfreward.launchers import launch
 from selfreward.launchers.base import Launcher
-from selfreward.launchers.layout import Place, place, replicas
+from selfreward.launchers.layout import GPUSlot, replicas, slot
 from selfreward.launchers.logs import Log
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.run.run import Run
 from selfreward.serving import weight_check
 
 # Tokens at the end of each probe that are also asked for in the way of a sample.
-ENDS = 4
+PROBE_TAIL_TOKENS = 4
 
 
 class Engines:
@@ -74,7 +74,7 @@ class Engines:
             def fill_cache(engine: Engine) -> None:
                 # With what the old weights leave in a prefix cache now, the proof would fail if it outlived them.
                 if probes is not None:
-                    run_coroutine(_ask(engine, probes.ids, ENDS))
+                    run_coroutine(_ask(engine, probes.ids, PROBE_TAIL_TOKENS))
 
             self._policy.reload(model_path, fill_cache)
         return self._policy
@@ -85,13 +85,13 @@ class Engines:
         if probes is None:
             return
         every = run_coroutine(_ask(engine, probes.ids))
-        ends = run_coroutine(_ask(engine, probes.ids, ENDS))
+        ends = run_coroutine(_ask(engine, probes.ids, PROBE_TAIL_TOKENS))
         name = self._run.model_name(engine.model)
         if every is None or ends is None:
             self._run.log({"stage": "handover", "model": name, "proof": "none: this engine tells no log-probabilities"})
             return
         evidence = weight_check.require_served(probes, every, name)
-        sampled = weight_check.require_served(probes.ends(ENDS), ends, f"{name} through its prefix cache")
+        sampled = weight_check.require_served(probes.ends(PROBE_TAIL_TOKENS), ends, f"{name} through its prefix cache")
         self._run.log({"stage": "handover", "model": name, **asdict(evidence), "sampled": asdict(sampled)})
 
     def other(self, model: ModelSettings | None, settings: EngineSettings | None) -> Pool:
@@ -132,11 +132,11 @@ class Engines:
         """Engines that serve a model: as many as the launcher has room for, or one in this process."""
         if self._recipe.launch.keep_engine and self.launcher.gpus and settings.name == "vllm":
             settings = settings.model_copy(update={"vllm": {**settings.vllm, "enable_sleep_mode": True}})
-        if not self.launcher.apart or settings.name == "openai":
+        if not self.launcher.out_of_process or settings.name == "openai":
             here = partial(start_here, model, settings)
-            return Pool(model_path, [here], settings.max_restarts, apart=False, prove=prove)
+            return Pool(model_path, [here], settings.max_restarts, out_of_process=False, prove=prove)
         starts = [
-            partial(self._start_apart, f"{name} {number}", self._place(number, settings), model, settings)
+            partial(self._start_out_of_process, f"{name} {number}", self._slot(number, settings), model, settings)
             for number in range(self._replicas(settings))
         ]
         return Pool(model_path, starts, settings.max_restarts, prove=prove)
@@ -144,15 +144,15 @@ class Engines:
     def _replicas(self, settings: EngineSettings) -> int:
         return replicas(self._recipe.launch, settings, self.launcher.nodes, self.launcher.gpus)
 
-    def _place(self, number: int, settings: EngineSettings) -> Place:
-        return place(number, settings, self.launcher.nodes, self.launcher.gpus)
+    def _slot(self, number: int, settings: EngineSettings) -> GPUSlot:
+        return slot(number, settings, self.launcher.nodes, self.launcher.gpus)
 
-    def _start_apart(
-        self, name: str, where: Place, model: ModelSettings, settings: EngineSettings, model_path: str
+    def _start_out_of_process(
+        self, name: str, where: GPUSlot, model: ModelSettings, settings: EngineSettings, model_path: str
     ) -> Engine:
         log = Log(self._run.path, name)
-        link = self.launcher.link(name, where, settings.stall_timeout, log)
-        return RemoteEngine(link, model_path, model, settings)
+        channel = self.launcher.start_worker(name, where, settings.stall_timeout, log)
+        return RemoteEngine(channel, model_path, model, settings)
 
     def _close(self) -> None:
         if self._policy is not None:

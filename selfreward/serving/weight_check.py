@@ -13,7 +13,7 @@ from itertools import chain
 from math import inf, sqrt
 from pathlib import Path
 
-from selfreward.errors import HandoverError
+from selfreward.errors import WeightCheckError
 from selfreward.runtime.atomic import read_sealed, write_sealed
 
 # Greatest log-probability difference, in nats, that an engine's own arithmetic may make in the mean of all tokens.
@@ -24,7 +24,7 @@ BOUNDS = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
 # what remains is the rounding of the weights. Measured: up to 2e-5 in float32 and 0.12 in bfloat16.
 MERGE_BOUNDS = {"float32": 1e-3, "float16": 1e-1, "bfloat16": 5e-1}
 # A greater standard error of the share can't tell the old weights from the new ones with three sigma on both sides.
-DECISIVE = 1 / 6
+MAX_SHARE_ERROR = 1 / 6
 
 LogProbs = Sequence[Sequence[float]]
 
@@ -74,7 +74,7 @@ class Evidence:
     @property
     def old(self) -> bool:
         """Whether these are the old weights; where the change does not stand out of the noise, nobody can tell."""
-        return self.share < 0.5 and self.share_error <= DECISIVE
+        return self.share < 0.5 and self.share_error <= MAX_SHARE_ERROR
 
 
 def read_probes(model_path: str) -> Probes | None:
@@ -105,7 +105,7 @@ def require_served(probes: Probes, served: LogProbs, model: str) -> Evidence:
         f"(bound {bound:g} in {probes.dtype}), and {evidence.share:.0%} of the change is served"
     )
     if not evidence.difference <= bound or evidence.old:
-        raise HandoverError(
+        raise WeightCheckError(
             f"the engine does not serve {model}: {figures}. Restart it with launch.keep_engine: false; if that does "
             "not help, serve with engine.name: transformers and report it"
         )
@@ -119,14 +119,14 @@ def require_merged(probes: Probes) -> Evidence:
         HandoverError: training changed nothing, or the saved model is not the trained policy.
     """
     if _flat(probes.policy) == _flat(probes.previous):
-        raise HandoverError(
+        raise WeightCheckError(
             "training changed nothing: the trained policy gives every probe the log-probabilities of the model before "
             "it. Raise the learning_rate, and look for training.lora settings that reach no layer"
         )
     evidence = _evidence(probes.merged, probes.policy, probes.previous, probes.policy)
     bound = MERGE_BOUNDS[probes.dtype]
     if not evidence.greatest <= bound or evidence.old:
-        raise HandoverError(
+        raise WeightCheckError(
             f"the saved model is not the trained policy: a token's log-probability differs by {evidence.greatest:.3g} "
             f"nats (bound {bound:g} in {probes.dtype}), and {evidence.share:.0%} of the change is in it. Set "
             "model.dtype to float32, or take out what training.lora adds to plain LoRA"

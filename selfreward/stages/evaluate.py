@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from selfreward.engines import Completion, Sampler, SamplingParams
-from selfreward.engines.concurrency import gather
+from selfreward.engines.concurrency import run_concurrently
 from selfreward.engines.journaled import JournaledEngine
 from selfreward.evaluation.agreement import agreement
 from selfreward.evaluation.canaries import canaries, canary_figures
@@ -145,12 +145,12 @@ def measure(run: Run, engine: Sampler, prompts: Sequence[Prompt], limit: int) ->
     async def one(prompt: Prompt) -> list[Measurement]:
         seeds = [derive_seed(run.recipe.seed, "evaluate", prompt.id, k) for k in range(settings.n)]
         many, single = await asyncio.gather(
-            engine.sample(prompt.messages, sampled, seeds), engine.sample(prompt.messages, greedy, [0])
+            engine.generate(prompt.messages, sampled, seeds), engine.generate(prompt.messages, greedy, [0])
         )
         ks: list[int | None] = [*range(settings.n), None]
         return [_measurement(prompt, k, c, score) for k, c in zip(ks, [*many, *single], strict=True)]
 
-    return gather("held-out responses", prompts, one, lambda m: m.num_tokens, limit)[0]
+    return run_concurrently("held-out responses", prompts, one, lambda m: m.num_tokens, limit)[0]
 
 
 def _measurement(prompt: Prompt, k: int | None, completion: Completion, score: Scorer | None) -> Measurement:

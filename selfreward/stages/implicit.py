@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfreward.engines.concurrency import gather
+from selfreward.engines.concurrency import run_concurrently
 from selfreward.engines.journaled import JournaledEngine
 from selfreward.records import ImplicitReward, Prompt, Response
 from selfreward.run.journal import Journal
@@ -85,7 +85,7 @@ def _logprobs(
 
         return [await engine.once(["logprob", text.ids, text.num], ask)]
 
-    found, seconds = gather(f"log-probabilities by {name}", texts, total, lambda _: 0, engines.in_flight)
+    found, seconds = run_concurrently(f"log-probabilities by {name}", texts, total, lambda _: 0, engines.in_flight)
     return found, engine.summary(seconds).get("resumed", 0)
 
 

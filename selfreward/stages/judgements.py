@@ -6,10 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from selfreward.engines.concurrency import gather
+from selfreward.engines.concurrency import run_concurrently
 from selfreward.engines.journaled import JournaledEngine, total
 from selfreward.engines.replica_pool import Pool
-from selfreward.judges import Seat, panel_of
+from selfreward.judges import BoundJudge, panel_of
 from selfreward.judges.verdicts import position_figures
 from selfreward.records import Judgement, Prompt, Response, by_prompt, derive_seed
 from selfreward.run.journal import Journal
@@ -19,7 +19,7 @@ from selfreward.serving.engines import Engines
 from selfreward.stages.responses import anchors
 
 # Judgements before a low parse rate stops the stage in its middle.
-ENOUGH = 200
+CHECK_AFTER_JUDGEMENTS = 200
 
 
 @dataclass(frozen=True)
@@ -77,33 +77,37 @@ class Voting:
         """The judgements of all jobs in their order, one engine after the other, and the speed."""
         found: defaultdict[tuple[int, str], list[Judgement]] = defaultdict(list)
         asked: list[JournaledEngine] = []
-        for seats in self.panel.groups():
-            serving = engine_of(seats[0], engines, model)
-            engine = JournaledEngine(serving, journal, role(seats[0]))
+        for judges in self.panel.groups():
+            serving = engine_of(judges[0], engines, model)
+            engine = JournaledEngine(serving, journal, role(judges[0]))
             asked.append(engine)
 
-            async def vote(number: int, seats: list[Seat] = seats, engine: JournaledEngine = engine) -> list[Judgement]:
-                for seat in seats:
-                    found[number, seat.name] = await self.vote(seat, engine, jobs[number])
-                return [judgement for seat in seats for judgement in found[number, seat.name]]
+            async def vote(
+                number: int, judges: list[BoundJudge] = judges, engine: JournaledEngine = engine
+            ) -> list[Judgement]:
+                for bound in judges:
+                    found[number, bound.name] = await self.vote(bound, engine, jobs[number])
+                return [judgement for bound in judges for judgement in found[number, bound.name]]
 
-            _, seconds = gather(name, range(len(jobs)), vote, lambda judgement: judgement.num_tokens, engines.in_flight)
+            _, seconds = run_concurrently(
+                name, range(len(jobs)), vote, lambda judgement: judgement.num_tokens, engines.in_flight
+            )
         generated = asked[-1].summary(seconds) | total(asked)
-        names = [seat.name for seat in self.panel.seats]
-        return [j for number in range(len(jobs)) for seat in names for j in found[number, seat]], generated
+        names = [bound.name for bound in self.panel.judges]
+        return [j for number in range(len(jobs)) for bound in names for j in found[number, bound]], generated
 
     async def votes(self, engine: JournaledEngine, job: Job) -> list[Judgement]:
         """The judgements of one job by all judges, which share an engine."""
-        return [j for seat in self.panel.seats for j in await self.vote(seat, engine, job)]
+        return [j for bound in self.panel.judges for j in await self.vote(bound, engine, job)]
 
-    async def vote(self, seat: Seat, engine: JournaledEngine, job: Job) -> list[Judgement]:
+    async def vote(self, bound: BoundJudge, engine: JournaledEngine, job: Job) -> list[Judgement]:
         """The judgements of one job by one judge."""
-        judgements = await seat.vote(engine, job.prompt, job.responses, self.panel.seed(seat, job.seed))
-        seen = self._seen[seat.name]
-        if len(seen) < ENOUGH and not self._lenient:
+        judgements = await bound.vote(engine, job.prompt, job.responses, self.panel.seed(bound, job.seed))
+        seen = self._seen[bound.name]
+        if len(seen) < CHECK_AFTER_JUDGEMENTS and not self._lenient:
             seen += judgements
-            if len(seen) >= ENOUGH:
-                self._require_parse_rate(seat, seen)
+            if len(seen) >= CHECK_AFTER_JUDGEMENTS:
+                self._require_parse_rate(bound, seen)
         return [replace(judgement, model=self._run.model_name(judgement.model)) for judgement in judgements]
 
     def require_parse_rates(self, judgements: Iterable[Judgement]) -> None:
@@ -111,33 +115,33 @@ class Voting:
         by_judge: defaultdict[str, list[Judgement]] = defaultdict(list)
         for judgement in judgements:
             by_judge[judgement.judge].append(judgement)
-        for seat in self.panel.seats:
-            self._require_parse_rate(seat, by_judge[seat.name])
+        for bound in self.panel.judges:
+            self._require_parse_rate(bound, by_judge[bound.name])
 
-    def _require_parse_rate(self, seat: Seat, judgements: Sequence[Judgement]) -> None:
-        floor = seat.settings.min_parse_rate
+    def _require_parse_rate(self, bound: BoundJudge, judgements: Sequence[Judgement]) -> None:
+        floor = bound.settings.min_parse_rate
         unread = [judgement for judgement in judgements if judgement.error is not None]
         rate = 1 - len(unread) / max(1, len(judgements))
         if rate < floor:
             examples = "\n".join(f"  {j.error}: {j.raw_text[-200:]!r}" for j in unread[:3])
             raise ValueError(
-                f"iteration {self._iteration}: {rate:.1%} of {len(judgements)} judgements by {seat.name} can be read, "
+                f"iteration {self._iteration}: {rate:.1%} of {len(judgements)} judgements by {bound.name} can be read, "
                 f"less than judge.min_parse_rate, {floor:.1%}. What the judge wrote, for example:\n{examples}\n"
                 "Train it with seed_data.eft, change judge.template, raise judge.max_tokens, judge with another "
                 "engine (judge.engine), or lower judge.min_parse_rate. What was judged is kept"
             )
 
 
-def engine_of(seat: Seat, engines: Engines, model: str) -> Pool:
+def engine_of(bound: BoundJudge, engines: Engines, model: str) -> Pool:
     """What a judge asks: the engine of the policy, whose model is ``model``, or the one that the recipe names."""
-    if seat.is_policy:
+    if bound.is_policy:
         return engines.policy(model)
-    return engines.other(seat.settings.model, seat.settings.engine)
+    return engines.other(bound.settings.model, bound.settings.engine)
 
 
-def role(seat: Seat) -> str:
+def role(bound: BoundJudge) -> str:
     """What tells requests apart that go to different engines."""
-    return "judge" if seat.is_policy else f"judge {seat.served_by}"
+    return "judge" if bound.is_policy else f"judge {bound.served_by}"
 
 
 def subjects(run: Run, iteration: int) -> list[Response]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from selfreward.engines.concurrency import gather
+from selfreward.engines.concurrency import run_concurrently
 from selfreward.engines.journaled import JournaledEngine
 from selfreward.judges.additive import AdditiveJudge
 from selfreward.judges.meta_judge import (
@@ -89,7 +89,9 @@ def _compare(
             seed = derive_seed(run.recipe.seed, iteration, "meta", dispute.prompt.id)
             return await meta_judge.compare(engine, dispute, seed, run.model_name(engine.model))
 
-        verdicts, seconds = gather("meta", disputes, compare, lambda verdict: verdict.num_tokens, engines.in_flight)
+        verdicts, seconds = run_concurrently(
+            "meta", disputes, compare, lambda verdict: verdict.num_tokens, engines.in_flight
+        )
     return verdicts, engine.summary(seconds)
 
 

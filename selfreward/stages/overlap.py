@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from selfreward.engines.concurrency import gather
+from selfreward.engines.concurrency import run_concurrently
 from selfreward.engines.journaled import JournaledEngine
 from selfreward.records import Judgement, Prompt, Response, by_prompt
 from selfreward.run.run import Run
@@ -39,14 +39,14 @@ def sample_and_judge(run: Run, iteration: int, engines: Engines) -> tuple[Summar
 
         async def both(prompt: Prompt) -> list[Judged]:
             beside = anchors.get(prompt.id, [])
-            if voting.panel.pointwise and len(voting.panel.seats) == 1:
+            if voting.panel.pointwise and len(voting.panel.judges) == 1:
                 judged = await asyncio.gather(*(one(prompt, k) for k in sampling.ks))
                 return [*judged, ([], await votes(prompt, beside))] if beside else judged
             every = await sampling.every(policy, prompt)
             return [(every, await votes(prompt, every + beside))]
 
         prompts = run.records("prompts", iteration, Prompt)
-        results, seconds = gather("responses and judgements", prompts, both, _tokens, engines.in_flight)
+        results, seconds = run_concurrently("responses and judgements", prompts, both, _tokens, engines.in_flight)
     texts = [response for these, _ in results for response in these]
     found = [judgement for _, these in results for judgement in these]
     responses.write(sampled, prompts, texts)

@@ -11,7 +11,7 @@ from selfreward.engines.journaled import JournaledEngine, total
 from selfreward.engines.replica_pool import Pool as EnginePool
 from selfreward.evaluation.diversity import diversity
 from selfreward.judges import panel_of
-from selfreward.prompts.base import Desk, PromptSource
+from selfreward.prompts.base import PromptSource, SourceContext
 from selfreward.prompts.filters.base import Filters
 from selfreward.recipe import registry
 from selfreward.recipe.prompt_settings import SourceSettings
@@ -44,7 +44,7 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
     filters = pool.filters
     with folder.journal() as journal:
         asked = Asked(run, iteration, engines, journal)
-        desk = Desk(
+        context = SourceContext(
             iteration=iteration,
             num=settings.num,
             seed=run.recipe.seed,
@@ -55,17 +55,17 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
             tried=_write_difficulty(run, iteration),
             templates=_template_trials(run, iteration),
         )
-        tasks = source.tasks(desk)
+        tasks = source.tasks(context)
     if not tasks:
         raise ValueError(f"iteration {iteration}: {settings.source} gave no prompt. {explain(filters)}")
-    fall_short(desk, len(tasks))
-    filters.settle(tasks)
+    fall_short(context, len(tasks))
+    filters.finish(tasks)
     folder.write("records.jsonl", (task.prompt for task in tasks))
     if keeps_tasks(run.recipe):
         folder.write("tasks.jsonl", tasks)
         folder.write("removed.jsonl", filters.removed)
         if searches_templates(run.recipe):
-            folder.write("templates.jsonl", desk.trials)
+            folder.write("templates.jsonl", context.trials)
     if reads_past(run.recipe):
         pool.tasks.extend(tasks)
         # So that the next iteration reads no more than this one.
@@ -73,7 +73,7 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
     first = _asked(run.records("prompts", 1, Prompt)) if iteration > 1 else ()
     figures = {
         "prompts": len(tasks),
-        **desk.figures,
+        **context.figures,
         **filters.counts(),
         **acceptance(filters),
         **diversity(_asked(task.prompt for task in tasks), run.recipe.seed, settings.filters.embedding, first),
@@ -115,12 +115,12 @@ def explain(filters: Filters) -> str:
     return "Nothing was taken out: either rows are used up, or a model wrote nothing that can be read. Add rows"
 
 
-def fall_short(desk: Desk, num: int) -> None:
+def fall_short(context: SourceContext, num: int) -> None:
     """Counts and says it where a source makes fewer tasks than are wanted."""
-    if desk.num is not None and num < desk.num and "gave_up" not in desk.figures:
-        desk.count("gave_up")
+    if context.num is not None and num < context.num and "gave_up" not in context.figures:
+        context.count("gave_up")
         console.print(
-            f"  prompts: {num} of {desk.num}, as rows or documents are used up, or what they became was not kept"
+            f"  prompts: {num} of {context.num}, as rows or documents are used up, or what they became was not kept"
         )
 
 
@@ -140,9 +140,9 @@ def _pool(run: Run, iteration: int) -> Pool:
     filters = Filters(settings.filters, settings.filter_names, run.recipe.evaluation.prompts)
     past = range(1, iteration) if reads_past(run.recipe) else ()
     tasks = [task for t in past for task in _tasks(run, t)]
-    filters.know(tasks)
+    filters.add_known(tasks)
     for t in past:
-        filters.recall(_kept(run, "removed_prompts", t, Removal))
+        filters.restore(_kept(run, "removed_prompts", t, Removal))
     return Pool(iteration - 1, filters, tasks)
 
 

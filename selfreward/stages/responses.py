@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from selfreward.engines import Sampler, SamplingParams
-from selfreward.engines.concurrency import gather
+from selfreward.engines.concurrency import run_concurrently
 from selfreward.engines.journaled import JournaledEngine
 from selfreward.records import Prompt, Response, by_prompt, content_id, derive_seed
 from selfreward.run.folders import StageFolder
@@ -62,7 +62,7 @@ class Sampling:
         self, engine: Sampler, prompts: Sequence[Prompt], name: str, limit: int
     ) -> tuple[list[Response], float]:
         """The responses to all prompts in their order, and the seconds that they took; ``name`` is what is shown."""
-        return gather(name, prompts, partial(self.every, engine), lambda response: response.num_tokens, limit)
+        return run_concurrently(name, prompts, partial(self.every, engine), lambda response: response.num_tokens, limit)
 
     async def every(self, engine: Sampler, prompt: Prompt) -> list[Response]:
         """All responses to a prompt in the order of k, each with its revision behind it."""
@@ -72,7 +72,7 @@ class Sampling:
     async def respond(self, engine: Sampler, prompt: Prompt, k: int) -> list[Response]:
         """The k-th response to a prompt, and its last revision where the recipe has principles."""
         seed = self._seed(prompt, k)
-        [completion] = await engine.sample(prompt.messages, self._params, [seed])
+        [completion] = await engine.generate(prompt.messages, self._params, [seed])
         response = Response(
             id=content_id("response", prompt.id, k, seed, completion.text),
             prompt_id=prompt.id,

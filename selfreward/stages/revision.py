@@ -71,7 +71,7 @@ class Constitution:
 
     async def _ask(self, engine: Sampler, messages: list[Message], seed: int) -> Completion | None:
         """A completion with text that was not cut, or None."""
-        [completion] = await engine.sample(messages, self._params, [seed])
+        [completion] = await engine.generate(messages, self._params, [seed])
         return completion if completion.finish_reason == "stop" and completion.text.strip() else None
 
 

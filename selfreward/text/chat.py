@@ -185,9 +185,9 @@ class ChatEncoder:
         ids: Any = self.tokenizer.encode(text, add_special_tokens=False)
         return list(ids)
 
-    def begin(self, messages: Sequence[Message], begun: str) -> list[int]:
+    def begin(self, messages: Sequence[Message], prefix: str) -> list[int]:
         """Token ids up to the end of a beginning of the assistant's answer, which is data as the messages are."""
-        return self.encode(messages) + self._text_ids(_encodable(begun))
+        return self.encode(messages) + self._text_ids(_encodable(prefix))
 
     def option_ids(self, option: str) -> list[int]:
         """All tokens whose text is the option, with or without white space in front; no two options share one.

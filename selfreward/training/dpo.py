@@ -17,7 +17,7 @@ from peft import LoraConfig
 from transformers.distributed.fsdp import is_fsdp_enabled
 from trl import DPOConfig
 
-from selfreward.launchers.batch import BATCH, PER_DEVICE
+from selfreward.launchers.batch import DEFAULT_BATCH, PER_DEVICE
 from selfreward.run.plan import reference_of
 from selfreward.run.run import Run
 from selfreward.runtime.atomic import sync_tree
@@ -47,7 +47,7 @@ DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-6,
     "lr_scheduler_type": "cosine_with_min_lr",
     "lr_scheduler_kwargs": {"min_lr": 1e-7},
-    PER_DEVICE: BATCH,
+    PER_DEVICE: DEFAULT_BATCH,
     "beta": 0.1,
 }
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
@@ -123,8 +123,8 @@ def reference_model(run: Run, iteration: int, args: DPOConfig) -> PreTrainedMode
     """
     t = reference_of(run.recipe, iteration)
     # Before the training the policy is not on the GPUs that share it, where TRL computes the reference's figures.
-    apart = args.precompute_ref_log_probs and os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    if t == iteration and not apart:
+    out_of_process = args.precompute_ref_log_probs and os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if t == iteration and not out_of_process:
         return None
     if is_fsdp_enabled():
         raise ValueError(

@@ -7,7 +7,7 @@ import torch
 # Bits of a float32 fraction that have no place in the narrower one.
 DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
 # Numbers that are rounded at a time: what that needs stays small beside a weight.
-BLOCK = 1 << 22
+BLOCK_NUMBERS = 1 << 22
 
 
 def round_stochastically(weight: torch.Tensor, dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -22,8 +22,8 @@ def round_stochastically(weight: torch.Tensor, dtype: torch.dtype, seed: int) ->
     width = 1 << DROPPED_BITS[dtype]
     generator = torch.Generator().manual_seed(seed)
     rounded = torch.empty(weight.shape, dtype=dtype)
-    parts = weight.detach().reshape(-1).split(BLOCK)
-    for part, place in zip(parts, rounded.view(-1).split(BLOCK), strict=True):
+    parts = weight.detach().reshape(-1).split(BLOCK_NUMBERS)
+    for part, place in zip(parts, rounded.view(-1).split(BLOCK_NUMBERS), strict=True):
         chance = torch.randint(0, width, part.shape, generator=generator, dtype=torch.int32)
         bits = part.float().view(torch.int32)
         place.copy_(((bits + chance) & -width).view(torch.float32))

@@ -10,7 +10,7 @@ from datasets import Dataset
 from trl import SFTConfig
 
 from selfreward.judges import panel_of
-from selfreward.launchers.batch import BATCH, PER_DEVICE
+from selfreward.launchers.batch import DEFAULT_BATCH, PER_DEVICE
 from selfreward.prompts.seed_data import read_demonstrations, read_graded
 from selfreward.run.run import Run
 from selfreward.text.chat import ChatEncoder, load_tokenizer
@@ -33,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "learning_rate": 5.5e-6,
     "lr_scheduler_type": "cosine_with_min_lr",
     "lr_scheduler_kwargs": {"min_lr": 1.1e-6},
-    PER_DEVICE: BATCH,
+    PER_DEVICE: DEFAULT_BATCH,
 }
 
 

@@ -15,19 +15,19 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from selfreward.engines.pending import Pending
-from selfreward.engines.remote import END, SILENCE
-from selfreward.engines.worker import BEAT, Answer, Request
+from selfreward.engines.remote import SHUTDOWN_TIMEOUT_S, SILENCE_TIMEOUT_S
+from selfreward.engines.worker import HEARTBEAT_S, Answer, Request
 from selfreward.errors import EngineDied
 from selfreward.launchers.ray import cluster
-from selfreward.launchers.ray.cluster import CPU, actor, result, why
+from selfreward.launchers.ray.cluster import CPU_SHARE, actor, result, why
 from selfreward.launchers.ray.hosts import ReplicaHost, ours
 from selfreward.runtime.shutdown import stop
 
-MOST = 100_000  # requests of a replica at once
+MAX_REQUESTS = 100_000  # requests of a replica at once
 
 
-class RayLink:
-    """Implements :class:`selfreward.engines.remote.Link`: the way to a worker behind an actor."""
+class RayChannel:
+    """Implements :class:`selfreward.engines.remote.WorkerChannel`: the way to a worker behind an actor."""
 
     def __init__(
         self, name: str, command: Sequence[str], gpus: int, stall_timeout: float, log: Callable[[str], None]
@@ -39,15 +39,15 @@ class RayLink:
             ValueError: its node doesn't see the folder of this process.
         """
         self._name, self._log = name, log
-        self._patience = max(3 * BEAT, min(stall_timeout, SILENCE))
+        self._patience = max(3 * HEARTBEAT_S, min(stall_timeout, SILENCE_TIMEOUT_S))
         self._pending = Pending()
         self._host = actor(
             ReplicaHost,
             ours(os.environ),
-            num_cpus=CPU,
+            num_cpus=CPU_SHARE,
             num_gpus=gpus,
             scheduling_strategy="SPREAD",
-            max_concurrency=MOST,
+            max_concurrency=MAX_REQUESTS,
             # Messages don't wait until requests have been answered.
             concurrency_groups={"messages": 1},
         )
@@ -67,20 +67,21 @@ class RayLink:
     def close(self) -> None:
         # One that is dead or hangs ends with its actor.
         with suppress(RayError):
-            for line in ray.get(self._host.close.remote(), timeout=END + BEAT):
+            for line in ray.get(self._host.close.remote(), timeout=SHUTDOWN_TIMEOUT_S + HEARTBEAT_S):
                 self._log(line)
         ray.kill(self._host)
-        self._listener.join(END)
+        self._listener.join(SHUTDOWN_TIMEOUT_S)
 
     def _start(self, command: Sequence[str], gpus: int, stall_timeout: float) -> None:
         started = self._host.start.remote(self._name, list(command), stall_timeout)
-        deadline = time.monotonic() + cluster.ROOM
+        deadline = time.monotonic() + cluster.ROOM_TIMEOUT_S
         while not ray.wait([started], timeout=1.0)[0]:
             stop.check()
             if time.monotonic() > deadline:
-                wanted = f"{gpus} free GPUs on one node" if gpus else f"{CPU:g} free CPUs"
+                wanted = f"{gpus} free GPUs on one node" if gpus else f"{CPU_SHARE:g} free CPUs"
                 raise EngineDied(
-                    f"{self._name} found no room in the cluster of Ray within {cluster.ROOM:g} s: it needs {wanted}"
+                    f"{self._name} found no room in the cluster of Ray within {cluster.ROOM_TIMEOUT_S:g} s: it needs "
+                    f"{wanted}"
                 )
         try:
             result(started)

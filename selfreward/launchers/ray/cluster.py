@@ -10,8 +10,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from selfreward.engines.remote import END
-from selfreward.engines.worker import BEAT
+from selfreward.engines.remote import SHUTDOWN_TIMEOUT_S
+from selfreward.engines.worker import HEARTBEAT_S
 from selfreward.errors import NodeLost
 
 try:
@@ -22,8 +22,8 @@ except ModuleNotFoundError:
 from ray.exceptions import ActorUnavailableError, AuthenticationError, RayError, RayTaskError
 
 # Of a CPU, what an actor asks Ray for: so little that engines which stay up leave room for a training beside them.
-CPU = 0.1
-ROOM = 120.0  # seconds until an actor is given up for which there is no room
+CPU_SHARE = 0.1
+ROOM_TIMEOUT_S = 120.0  # seconds until an actor is given up for which there is no room
 
 
 def join() -> None:
@@ -67,7 +67,7 @@ def nodes(with_gpus: bool) -> list[dict[str, Any]]:
     """
     living = alive()
     # The head node of a cluster is often told to take no work, by having no CPUs.
-    found = [node for node in living if (gpus(node) if with_gpus else node["Resources"].get("CPU", 0) >= CPU)]
+    found = [node for node in living if (gpus(node) if with_gpus else node["Resources"].get("CPU", 0) >= CPU_SHARE)]
     if not found:
         what = "GPU" if with_gpus else "CPU"
         raise NodeLost(
@@ -98,7 +98,7 @@ def result(answer: ray.ObjectRef[Any], timeout: float | None = None) -> Any:
 def wait_for(answers: Sequence[Any]) -> None:
     """Returns once all are there, or an error in their place, or too much time has passed."""
     if answers:
-        ray.wait(list(answers), num_returns=len(answers), timeout=END + BEAT)
+        ray.wait(list(answers), num_returns=len(answers), timeout=SHUTDOWN_TIMEOUT_S + HEARTBEAT_S)
 
 
 def why(error: RayError) -> str:

@@ -18,10 +18,10 @@ from typing import BinaryIO
 import ray
 from ray.util import get_node_ip_address
 
-from selfreward.engines.remote import END, ProcessLink
-from selfreward.engines.worker import BEAT, Answer, Request
+from selfreward.engines.remote import SHUTDOWN_TIMEOUT_S, PipeChannel
+from selfreward.engines.worker import HEARTBEAT_S, Answer, Request
 from selfreward.errors import EngineDied
-from selfreward.launchers.base import ProcessGang, free_port
+from selfreward.launchers.base import ProcessJob, free_port
 from selfreward.runtime.ranks import without_ranks
 
 # What a shell of the driver says to the libraries of a run; Ray's own processes have the environment of `ray start`.
@@ -55,7 +55,7 @@ class _Host:
         self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.ip = str(get_node_ip_address())  # type: ignore[no-untyped-call]
 
-    async def place(self) -> tuple[str, int, str]:
+    async def slot(self) -> tuple[str, int, str]:
         """The address of the node, a free port of it, and Ray's name for it."""
         return self.ip, free_port(), ray.get_runtime_context().get_node_id()
 
@@ -83,17 +83,17 @@ class ReplicaHost(_Host):
     async def start(self, name: str, command: Sequence[str], stall_timeout: float) -> None:
         """Raises ValueError where the driver's folder isn't there."""
         name = f"{name} on {self.ip}"
-        self._link = ProcessLink(name, self._command(command), self.environment, stall_timeout, self.lines.put)
+        self._channel = PipeChannel(name, self._command(command), self.environment, stall_timeout, self.lines.put)
 
     async def ask(self, request: Request) -> Answer:
         try:
-            return await asyncio.wrap_future(self._link.ask(request))
+            return await asyncio.wrap_future(self._channel.ask(request))
         except EngineDied as error:
             return {"died": str(error)}
 
     async def hear(self) -> list[str]:
         """What the worker has printed, at the latest after BEAT seconds: the sign of life of this actor."""
-        for _ in range(round(BEAT / 0.1)):
+        for _ in range(round(HEARTBEAT_S / 0.1)):
             if not self.lines.empty():
                 break
             await asyncio.sleep(0.1)
@@ -101,7 +101,7 @@ class ReplicaHost(_Host):
 
     async def close(self) -> list[str]:
         """Ends the worker, and returns what it has printed since the last :meth:`hear`."""
-        await asyncio.to_thread(self._link.close)
+        await asyncio.to_thread(self._channel.close)
         return self._printed()
 
 
@@ -113,7 +113,7 @@ class TrainingHost(_Host):
         stdin, self._guard = os.pipe()
         printed, stdout = os.pipe()
         guarded = ["sh", "-c", GUARDED, "sh", *self._command(command)]
-        self._gang = ProcessGang(guarded, self.environment, stdin, stdout)
+        self._gang = ProcessJob(guarded, self.environment, stdin, stdout)
         os.close(stdin)
         os.close(stdout)
         self._reader = threading.Thread(target=self._read, args=(os.fdopen(printed, "rb"),), daemon=True)
@@ -127,7 +127,7 @@ class TrainingHost(_Host):
     async def end(self) -> list[str]:
         """Kills what is left, and returns what it has printed."""
         self._gang.kill()
-        await asyncio.to_thread(self._reader.join, END)
+        await asyncio.to_thread(self._reader.join, SHUTDOWN_TIMEOUT_S)
         return self._printed()
 
     def _read(self, printed: BinaryIO) -> None:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
-from selfreward.engines.remote import Link
-from selfreward.launchers.base import Gang, Training, worker_command
-from selfreward.launchers.layout import Place
-from selfreward.launchers.ray.channel import RayLink
-from selfreward.launchers.ray.cluster import CPU, alive, gpus, join, nodes
+from selfreward.engines.remote import WorkerChannel
+from selfreward.launchers.base import Training, TrainingJob, worker_command
+from selfreward.launchers.layout import GPUSlot
+from selfreward.launchers.ray.channel import RayChannel
+from selfreward.launchers.ray.cluster import CPU_SHARE, alive, gpus, join, nodes
 from selfreward.launchers.ray.hosts import ours
-from selfreward.launchers.ray.training_job import RayGang
+from selfreward.launchers.ray.training_job import RayJob
 from selfreward.recipe.recipe import Recipe
 
 # Of a node's own resource, for a place on just that node.
-HERE = 0.001
+NODE_SHARE = 0.001
 
 
-class Ray:
+class RayLauncher:
     """Implements :class:`selfreward.launchers.base.Launcher` on the cluster that this machine is part of."""
 
-    apart = True
+    out_of_process = True
     lost = ()
 
     def __init__(self, recipe: Recipe) -> None:
@@ -46,16 +46,16 @@ class Ray:
         """The GPUs of the node that has fewest."""
         return min(map(gpus, nodes(self._with_gpus)))
 
-    def link(self, name: str, place: Place, stall_timeout: float, log: Callable[[str], None]) -> Link:
+    def start_worker(self, name: str, slot: GPUSlot, stall_timeout: float, log: Callable[[str], None]) -> WorkerChannel:
         # Ray knows where there is room, and lets an actor see its own GPUs alone.
-        command = worker_command(Place(0, tuple(range(len(place.devices)))))
-        return RayLink(name, command, len(place.devices), stall_timeout, log)
+        command = worker_command(GPUSlot(0, tuple(range(len(slot.devices)))))
+        return RayChannel(name, command, len(slot.devices), stall_timeout, log)
 
-    def gang(self, training: Training, environment: Mapping[str, str]) -> Gang:
+    def start_training(self, training: Training, environment: Mapping[str, str]) -> TrainingJob:
         variables, each = {**ours(os.environ), **environment}, self.gpus
         if not (self._shares and self._with_gpus):
-            share = {"CPU": CPU, "GPU": each} if each else {"CPU": CPU}
-            return RayGang(training, variables, share, [{}] * training.nodes, self._with_gpus)
+            share = {"CPU": CPU_SHARE, "GPU": each} if each else {"CPU": CPU_SHARE}
+            return RayJob(training, variables, share, [{}] * training.nodes, self._with_gpus)
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(each)))
-        places = [{f"node:{node['NodeManagerAddress']}": HERE} for node in nodes(True)]
-        return RayGang(training, variables, {}, places[: training.nodes], True)
+        places = [{f"node:{node['NodeManagerAddress']}": NODE_SHARE} for node in nodes(True)]
+        return RayJob(training, variables, {}, places[: training.nodes], True)

@@ -12,21 +12,21 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from selfreward.engines.remote import SILENCE
-from selfreward.engines.worker import BEAT
+from selfreward.engines.remote import SILENCE_TIMEOUT_S
+from selfreward.engines.worker import HEARTBEAT_S
 from selfreward.errors import NodeLost
 from selfreward.launchers.base import Training
-from selfreward.launchers.ray.cluster import ROOM, actor, alive, nodes, result, wait_for, why
+from selfreward.launchers.ray.cluster import ROOM_TIMEOUT_S, actor, alive, nodes, result, wait_for, why
 from selfreward.launchers.ray.hosts import TrainingHost
 from selfreward.runtime.progress import console
 from selfreward.runtime.shutdown import stop
 
-SEEN = 30.0  # seconds in which Ray notices that a node is dead
+NODE_DEATH_TIMEOUT_S = 30.0  # seconds in which Ray notices that a node is dead
 DEAD = "its node has died"  # in Ray's words
 
 
-class RayGang:
-    """Implements :class:`selfreward.launchers.base.Gang`: the same command on each node, with the node's number."""
+class RayJob:
+    """Implements :class:`selfreward.launchers.base.TrainingJob`: one command on each node, with its number."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class RayGang:
         self._hosts: list[Any] = []
         self._statuses: list[int | None] = [None] * training.nodes
         self._places: list[tuple[str, int, str]] = []
-        self._group = placement_group([{**share, **place} for place in places], strategy="STRICT_SPREAD")
+        self._group = placement_group([{**share, **slot} for slot in places], strategy="STRICT_SPREAD")
         try:
             _require_room(self._group, training, with_gpus)
             self._start(training, environment, share)
@@ -74,10 +74,10 @@ class RayGang:
     def kill(self) -> None:
         ended = [host.end.remote() for host in self._hosts]
         wait_for(ended)
-        for place, answer in enumerate(ended):
+        for slot, answer in enumerate(ended):
             # What ran on a node that is gone is gone, too.
             with suppress(RayError):
-                self._print(place, ray.get(answer, timeout=0))
+                self._print(slot, ray.get(answer, timeout=0))
         for host in self._hosts:
             ray.kill(host)
         self._hosts = []
@@ -86,15 +86,15 @@ class RayGang:
     def _start(self, training: Training, environment: Mapping[str, str], share: Mapping[str, float]) -> None:
         cpus, gpus = (share.get(name, 0) for name in ("CPU", "GPU"))
         for number in range(training.nodes):
-            place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=number)
-            host = actor(TrainingHost, environment, num_cpus=cpus, num_gpus=gpus, scheduling_strategy=place)
+            slot = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=number)
+            host = actor(TrainingHost, environment, num_cpus=cpus, num_gpus=gpus, scheduling_strategy=slot)
             self._hosts.append(host)
-        self._places = self._ask("place", timeout=ROOM)
+        self._places = self._ask("place", timeout=ROOM_TIMEOUT_S)
         ip, port, _ = self._places[0]
         commands = [training.command(str(number), ip, port) for number in range(training.nodes)]
         self._ask("start", *([command] for command in commands))
 
-    def _ask(self, method: str, *arguments: Sequence[Any], timeout: float = SILENCE) -> list[Any]:
+    def _ask(self, method: str, *arguments: Sequence[Any], timeout: float = SILENCE_TIMEOUT_S) -> list[Any]:
         """What each of the actors answers. Raises NodeLost."""
         given = arguments or [()] * len(self._hosts)
         answers = [getattr(host, method).remote(*each) for host, each in zip(self._hosts, given, strict=True)]
@@ -112,7 +112,7 @@ class RayGang:
             return NodeLost(f"a node was lost as a training began on it: {reason}")
         ip, _, name = self._places[number]
         # The training would be planned with it again as long as Ray has not noticed that it is dead.
-        deadline = time.monotonic() + SEEN
+        deadline = time.monotonic() + NODE_DEATH_TIMEOUT_S
         while (lives := name in {node["NodeID"] for node in alive()}) and time.monotonic() < deadline:
             time.sleep(0.5)
         return NodeLost(f"the training lost node {ip}: {reason if lives else DEAD}")
@@ -130,7 +130,7 @@ def _require_room(group: PlacementGroup, training: Training, with_gpus: bool) ->
         NodeLost: there are too few by now.
         Stopped: this process was asked to stop meanwhile.
     """
-    said = time.monotonic() + BEAT
+    said = time.monotonic() + HEARTBEAT_S
     stop.check()
     while not group.wait(1):
         stop.check()

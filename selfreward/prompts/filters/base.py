@@ -77,18 +77,18 @@ class Filters:
         """The same filters over an empty pool."""
         return Filters(self._settings, self.names, self._held_out)
 
-    def know(self, tasks: Iterable[Task]) -> None:
+    def add_known(self, tasks: Iterable[Task]) -> None:
         """Adds tasks to the pool without looking at them: seeds, and what earlier iterations made."""
         every = list(tasks)
         self._prepare(every)
         for task in every:
             self._add(task)
 
-    def recall(self, removed: Iterable[Removal]) -> None:
+    def restore(self, removed: Iterable[Removal]) -> None:
         """Adds to the pool what had passed the filters in an earlier iteration, and nothing was made of."""
-        self.know(Task(each.id, each.instruction, each.source, each.input) for each in removed if each.known)
+        self.add_known(Task(each.id, each.instruction, each.source, each.input) for each in removed if each.known)
 
-    def admit(self, tasks: Sequence[Task], most: int | None = None) -> list[Task]:
+    def filter(self, tasks: Sequence[Task], most: int | None = None) -> list[Task]:
         """The tasks that pass, each compared with the pool and with those before it; they join the pool.
 
         A task without an output is not looked at by the filters of instances.
@@ -107,7 +107,7 @@ class Filters:
         self._fresh += admitted
         return admitted
 
-    def admit_instances(self, tasks: Sequence[Task]) -> list[Task]:
+    def filter_instances(self, tasks: Sequence[Task]) -> list[Task]:
         """Those instances of one instruction, admitted before, which pass the filters of instances and of text."""
         for _, each in self._of_instances:
             each.prepare(tasks)
@@ -115,7 +115,7 @@ class Filters:
         for task in tasks:
             finding = _first(task, self._of_instances)
             if finding is None and task.id in passed:
-                finding = "duplicate", Finding("the same task was made before", task.alone, 1.0)
+                finding = "duplicate", Finding("the same task was made before", task.instruction_id, 1.0)
             if finding is None:
                 passed[task.id] = task
             else:
@@ -126,12 +126,12 @@ class Filters:
         """Records a task that its own source takes out, under the name of what it did not pass."""
         self._remove(task, name, Finding(detail))
 
-    def take_over(self, removed: Iterable[Removal], passed: Iterable[Task]) -> None:
+    def merge(self, removed: Iterable[Removal], passed: Iterable[Task]) -> None:
         """What other filters decided, whose pool was another one."""
         self.removed += removed
         self._fresh += passed
 
-    def settle(self, kept: Sequence[Task], reason: str = "unused") -> None:
+    def finish(self, kept: Sequence[Task], reason: str = "unused") -> None:
         """Says which tasks became of those that were admitted; the others are recorded, and stay in the pool."""
         looked = {task.id for task in self._fresh} | {task.instruction for task in self._fresh}
         self.passed = sum(task.id in looked or task.instruction in looked for task in kept)
@@ -146,7 +146,7 @@ class Filters:
         self._fresh.clear()
         # A pool that is read from the records knows of none, and has to decide the same.
         self._verdicts.clear()
-        self.know(task for task in kept if task.id not in self._tasks)
+        self.add_known(task for task in kept if task.id not in self._tasks)
 
     def counts(self) -> dict[str, int]:
         """How many tasks each filter took out, in the order of the filters."""
@@ -155,7 +155,7 @@ class Filters:
 
     def _is_admitted(self, task: Task) -> bool:
         if task.id in self._tasks:
-            self._remove(task, "duplicate", Finding("the same task was there before", task.alone, 1.0))
+            self._remove(task, "duplicate", Finding("the same task was there before", task.instruction_id, 1.0))
             return False
         further = bool(task.input) and task.instruction in self._verdicts
         before = self._verdicts[task.instruction] if further else None
@@ -193,8 +193,8 @@ class Filters:
 
     def _add(self, task: Task) -> None:
         self._tasks.add(task.id)
-        if task.alone not in self._pool:
-            self._pool[task.alone] = task.instruction
+        if task.instruction_id not in self._pool:
+            self._pool[task.instruction_id] = task.instruction
             for _, each in self._of_instructions:
                 each.add(task)
 

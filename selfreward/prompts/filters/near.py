@@ -24,7 +24,7 @@ Vectors = NDArray[np.float32]
 DIGITS = 4
 EDGE = 10.0**-DIGITS
 # Texts that are encoded and compared together, and rows of the pool in one array.
-BATCH, ROWS = 1024, 4096
+BATCH_TEXTS, BLOCK_ROWS = 1024, 4096
 
 
 class NearByWords:
@@ -60,7 +60,7 @@ class NearByWords:
 
     def add(self, task: Task) -> None:
         self._index.insert(len(self._pool), self._sketch(task.instruction), check_duplication=False)
-        self._pool.append((task.alone, task.instruction))
+        self._pool.append((task.instruction_id, task.instruction))
 
     def _sketch(self, text: str) -> MinHash:
         if self._last[0] != text:
@@ -112,17 +112,17 @@ class NearByMeaning:
     def add(self, task: Task) -> None:
         place = self._place(task.instruction)
         vector = self._vectors[place]
-        row = len(self._ids) % ROWS
+        row = len(self._ids) % BLOCK_ROWS
         if row == 0:
-            self._blocks.append(np.empty((ROWS, len(vector)), np.float32))
+            self._blocks.append(np.empty((BLOCK_ROWS, len(vector)), np.float32))
         self._blocks[-1][row] = vector
-        self._ids.append(task.alone)
+        self._ids.append(task.instruction_id)
 
     def _place(self, text: str) -> int:
         """The row of a text in the batch; where it is in none, the batch that begins with it is encoded."""
         if text not in self._places:
             turn = self._turns.get(text)
-            batch = [text] if turn is None else self._queue[turn : turn + BATCH]
+            batch = [text] if turn is None else self._queue[turn : turn + BATCH_TEXTS]
             self._vectors, self._compared = self._encode(batch), []
             self._places = {each: place for place, each in enumerate(batch)}
         return self._places[text]
@@ -132,9 +132,9 @@ class NearByMeaning:
         near: list[list[tuple[float, str]]] = [[] for _ in vectors]
         if start == len(self._ids):
             return near
-        for begin in range(start - start % ROWS, len(self._ids), ROWS):
+        for begin in range(start - start % BLOCK_ROWS, len(self._ids), BLOCK_ROWS):
             first = max(start, begin)
-            cosines = vectors @ self._blocks[begin // ROWS][first - begin : len(self._ids) - begin].T
+            cosines = vectors @ self._blocks[begin // BLOCK_ROWS][first - begin : len(self._ids) - begin].T
             best = cosines.max(axis=1)
             for query in np.flatnonzero(best >= self._threshold - EDGE):
                 for row in np.flatnonzero(cosines[query] >= best[query] - EDGE):

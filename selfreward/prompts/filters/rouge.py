@@ -217,4 +217,4 @@ class RougeL:
         return Finding(detail, near.id, near.f_measure)
 
     def add(self, task: Task) -> None:
-        self._index.add(task.alone, task.instruction)
+        self._index.add(task.instruction_id, task.instruction)
