@@ -29,12 +29,12 @@ def test_a_process_of_its_own_trains_the_same_weights(recipe_file):
     """The draft of a model, too."""
     lookahead = ["selection.lookahead=true"]
     inline = selfreward.run(selfreward.load_recipe(recipe_file, lookahead))
-    out_of_process = selfreward.run(
+    apart = selfreward.run(
         selfreward.load_recipe(recipe_file, [*lookahead, "name=apart", "launch.train=process"])
     )
     for model in ("model", "draft_model"):
         ours, theirs = (
-            load_file(run.path / "iter_1" / model / "model.safetensors") for run in (inline, out_of_process)
+            load_file(run.path / "iter_1" / model / "model.safetensors") for run in (inline, apart)
         )
         assert all(ours[name].equal(theirs[name]) for name in ours)
 

@@ -33,13 +33,13 @@ def test_without_ray_the_way_out_is_told(recipe, monkeypatch: pytest.MonkeyPatch
 
 def test_without_a_cluster_the_way_out_is_told(tmp_path: Path) -> None:
     """In a world of its own, as Ray looks at all processes of the machine for a cluster."""
-    out_of_process = ["unshare", "--pid", "--fork", "--mount-proc"]
-    if subprocess.run([*out_of_process, "true"], check=False, capture_output=True).returncode:
+    apart = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*apart, "true"], check=False, capture_output=True).returncode:
         pytest.skip("no right to make a namespace for processes")
     command = [sys.executable, "-m", "selfreward", "run", "recipes/quickstart/run.yaml", f"run_dir={tmp_path}"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
-        [*out_of_process, *command, "launch.launcher=ray"],
+        [*apart, *command, "launch.launcher=ray"],
         check=False,
         env={**environment, "RAY_TMPDIR": str(tmp_path)},
         capture_output=True,

@@ -12,7 +12,7 @@ from torch.distributed.run import get_args_parser
 import selfreward
 from selfreward.launchers import launch
 from selfreward.launchers.base import Training, in_shell
-from selfreward.launchers.layout import GPUSlot, Layout, replicas, slot
+from selfreward.launchers.layout import GPUSlot, Layout, gpu_slot, replicas
 from selfreward.recipe.recipe import Recipe
 from selfreward.run.plan import Step
 from selfreward.runtime.gpus import see
@@ -67,10 +67,10 @@ def test_what_has_no_room_is_refused(recipe: Any) -> None:
 
 def test_no_two_replicas_share_a_gpu(recipe: Any) -> None:
     engine = recipe("engine.vllm.tensor_parallel_size=2").engine
-    places = [slot(number, engine, nodes=2, gpus=8) for number in range(8)]
+    places = [gpu_slot(number, engine, nodes=2, gpus=8) for number in range(8)]
     assert places[:3] == [GPUSlot(0, (0, 1)), GPUSlot(1, (0, 1)), GPUSlot(0, (2, 3))]
     assert len({(where.node, device) for where in places for device in where.devices}) == 16
-    assert slot(5, engine, nodes=2, gpus=0) == GPUSlot(1, ())
+    assert gpu_slot(5, engine, nodes=2, gpus=0) == GPUSlot(1, ())
 
 
 @pytest.mark.parametrize(

@@ -81,10 +81,10 @@ def test_a_response_is_judged_while_others_are_sampled(recipe_file: Path) -> Non
 @pytest.mark.parametrize("limit", [1, 3, 256])
 def test_the_records_are_those_of_one_stage_after_the_other(recipe_file: Path, judge: str, limit: int) -> None:
     both = together(recipe_file, f"judge.name={judge}", f"engine.max_in_flight={limit}")
-    out_of_process = Run.create(selfreward.load_recipe(recipe_file, ["name=apart", f"judge.name={judge}"]))
-    with Engines(out_of_process) as engines:
+    apart = Run.create(selfreward.load_recipe(recipe_file, ["name=apart", f"judge.name={judge}"]))
+    with Engines(apart) as engines:
         for stage in ("prompts", "responses", "judgements"):
-            loop.perform_here(out_of_process, Step(stage, 1), engines)
-    assert records(both) == records(out_of_process)
-    digests = [[run.stage(stage, 1).digest for stage in ("responses", "judgements")] for run in (both, out_of_process)]
+            loop.perform_here(apart, Step(stage, 1), engines)
+    assert records(both) == records(apart)
+    digests = [[run.stage(stage, 1).digest for stage in ("responses", "judgements")] for run in (both, apart)]
     assert digests[0] == digests[1]

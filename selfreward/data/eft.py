@@ -88,10 +88,10 @@ def make_eft(
         ]
         _require_parse_rate(judged, settings.judge)
     kept = [each for each in judged if each.reason is None]
-    out_of_process = held_out_keys((each.prompt for each in kept), settings.held_out, seed)
-    held_out = [each for each in kept if prompt_key(each.prompt) in out_of_process]
+    set_apart = held_out_keys((each.prompt for each in kept), settings.held_out, seed)
+    held_out = [each for each in kept if prompt_key(each.prompt) in set_apart]
     train = thin(
-        [each for each in kept if prompt_key(each.prompt) not in out_of_process], settings.max_modal_share, seed
+        [each for each in kept if prompt_key(each.prompt) not in set_apart], settings.max_modal_share, seed
     )
     dropped = [each for each in [*judged, *train] if each.reason is not None]
     train = [each for each in train if each.reason is None]

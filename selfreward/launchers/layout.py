@@ -86,10 +86,10 @@ def processes(launch: LaunchSettings, gpus: int) -> int:
     return launch.processes or _of_file(launch.accelerate_config) or max(1, gpus)
 
 
-def slot(number: int, engine: EngineSettings, nodes: int, gpus: int) -> GPUSlot:
+def gpu_slot(number: int, engine: EngineSettings, nodes: int, gpus: int) -> GPUSlot:
     """Where a replica is: they go to the nodes in turn."""
-    slot, each = number // nodes, gpus_per_replica(engine)
-    return GPUSlot(number % nodes, tuple(range(slot * each, (slot + 1) * each)) if gpus else ())
+    number_here, each = number // nodes, gpus_per_replica(engine)
+    return GPUSlot(number % nodes, tuple(range(number_here * each, (number_here + 1) * each)) if gpus else ())
 
 
 def _of_file(config: Path | None) -> int | None:

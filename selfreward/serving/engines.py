@@ -16,7 +16,7 @@ from selfreward.engines.remote import RemoteEngine
 from selfreward.engines.replica_pool import Pool, Prove
 from selfreward.launchers import launch
 from selfreward.launchers.base import Launcher
-from selfreward.launchers.layout import GPUSlot, replicas, slot
+from selfreward.launchers.layout import GPUSlot, gpu_slot, replicas
 from selfreward.launchers.logs import Log
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.run.run import Run
@@ -145,7 +145,7 @@ class Engines:
         return replicas(self._recipe.launch, settings, self.launcher.nodes, self.launcher.gpus)
 
     def _slot(self, number: int, settings: EngineSettings) -> GPUSlot:
-        return slot(number, settings, self.launcher.nodes, self.launcher.gpus)
+        return gpu_slot(number, settings, self.launcher.nodes, self.launcher.gpus)
 
     def _start_out_of_process(
         self, name: str, where: GPUSlot, model: ModelSettings, settings: EngineSettings, model_path: str

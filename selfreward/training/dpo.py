@@ -123,8 +123,8 @@ def reference_model(run: Run, iteration: int, args: DPOConfig) -> PreTrainedMode
     """
     t = reference_of(run.recipe, iteration)
     # Before the training the policy is not on the GPUs that share it, where TRL computes the reference's figures.
-    out_of_process = args.precompute_ref_log_probs and os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    if t == iteration and not out_of_process:
+    elsewhere = args.precompute_ref_log_probs and os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if t == iteration and not elsewhere:
         return None
     if is_fsdp_enabled():
         raise ValueError(

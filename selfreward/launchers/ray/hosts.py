@@ -55,7 +55,7 @@ class _Host:
         self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.ip = str(get_node_ip_address())  # type: ignore[no-untyped-call]
 
-    async def slot(self) -> tuple[str, int, str]:
+    async def place(self) -> tuple[str, int, str]:
         """The address of the node, a free port of it, and Ray's name for it."""
         return self.ip, free_port(), ray.get_runtime_context().get_node_id()
 

@@ -53,7 +53,7 @@ class RayJob:
         self._hosts: list[Any] = []
         self._statuses: list[int | None] = [None] * training.nodes
         self._places: list[tuple[str, int, str]] = []
-        self._group = placement_group([{**share, **slot} for slot in places], strategy="STRICT_SPREAD")
+        self._group = placement_group([{**share, **place} for place in places], strategy="STRICT_SPREAD")
         try:
             _require_room(self._group, training, with_gpus)
             self._start(training, environment, share)
@@ -74,10 +74,10 @@ class RayJob:
     def kill(self) -> None:
         ended = [host.end.remote() for host in self._hosts]
         wait_for(ended)
-        for slot, answer in enumerate(ended):
+        for place, answer in enumerate(ended):
             # What ran on a node that is gone is gone, too.
             with suppress(RayError):
-                self._print(slot, ray.get(answer, timeout=0))
+                self._print(place, ray.get(answer, timeout=0))
         for host in self._hosts:
             ray.kill(host)
         self._hosts = []
@@ -86,8 +86,8 @@ class RayJob:
     def _start(self, training: Training, environment: Mapping[str, str], share: Mapping[str, float]) -> None:
         cpus, gpus = (share.get(name, 0) for name in ("CPU", "GPU"))
         for number in range(training.nodes):
-            slot = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=number)
-            host = actor(TrainingHost, environment, num_cpus=cpus, num_gpus=gpus, scheduling_strategy=slot)
+            place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=number)
+            host = actor(TrainingHost, environment, num_cpus=cpus, num_gpus=gpus, scheduling_strategy=place)
             self._hosts.append(host)
         self._places = self._ask("place", timeout=ROOM_TIMEOUT_S)
         ip, port, _ = self._places[0]
