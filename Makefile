@@ -40,10 +40,11 @@ chaos: $(STAMP) ## kill, stop and starve runs at length, and compare: an hour
 bench-dedup: $(STAMP) ## the filter rouge_l against rouge_score: a minute or two
 	$(BIN)/python tests/bench.py dedup $(ARGS)
 
-lint: $(STAMP) ## ruff and mypy
+lint: $(STAMP) ## ruff, mypy and the layers of rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: $(STAMP) ## rewrite docs/recipe.md from the settings
 	$(BIN)/python -m selfreward.recipe.reference_docs > $(VENV)/recipe.md

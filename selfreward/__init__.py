@@ -11,7 +11,7 @@ The loop is that of *Self-Rewarding Language Models* (arXiv 2401.10020). From a 
 
 from selfreward.loop import run
 from selfreward.recipe.recipe import Recipe, load_recipe
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
 
 __version__ = "0.1.0"
 __all__ = ["Recipe", "Run", "__version__", "load_recipe", "run"]

@@ -17,14 +17,14 @@ from selfreward.errors import Damaged, SelfrewardError, Stopped, disk_error
 from selfreward.launchers.logs import report
 from selfreward.recipe.loader import edit
 from selfreward.recipe.recipe import Recipe, load_recipe
-from selfreward.run.stages import NAMES, TRAINING
+from selfreward.runs.stages import NAMES, TRAINING
 from selfreward.runtime import redact
 from selfreward.runtime.progress import console
 from selfreward.runtime.ranks import is_first, world_size
 from selfreward.runtime.shutdown import stop
 
 if TYPE_CHECKING:
-    from selfreward.run.run import Run
+    from selfreward.runs.run import Run
 
 app = typer.Typer(
     help="A language model that samples, judges and trains itself: self-rewarding DPO (arXiv 2401.10020).",
@@ -93,7 +93,7 @@ def resume(
     run: RunArgument, overrides: Overrides = None, from_iteration: FromIteration = None, remake: Remake = False
 ) -> None:
     """Goes on with a run exactly where it stopped, or from an earlier iteration, with edited settings if any."""
-    from selfreward.run.history import recipe_of
+    from selfreward.runs.history import recipe_of
 
     _run(recipe_of(run, overrides or []), from_iteration, remake)
 
@@ -101,7 +101,7 @@ def resume(
 def _run(recipe: Recipe, from_iteration: int | None, remake: bool) -> None:
     from selfreward import loop
     from selfreward.preflight import preflight
-    from selfreward.run import history
+    from selfreward.runs import history
 
     stop.listen(recipe.launch.grace)
     if from_iteration is not None or remake:
@@ -149,7 +149,7 @@ def fork(
 ) -> None:
     """Makes a new run that shares what a run did before an iteration. Files are linked, not copied."""
     from selfreward.preflight import preflight
-    from selfreward.run import history
+    from selfreward.runs import history
 
     preflight(history.recipe_of_fork(run, to, overrides or []))
     made = history.fork(run, iteration, to, overrides or [])
@@ -166,8 +166,8 @@ def stage(
     from selfreward import loop
     from selfreward.launchers.base import end_with_agent
     from selfreward.launchers.launch import leave_group
-    from selfreward.run.plan import find_step
-    from selfreward.run.run import Run
+    from selfreward.runs.plan import find_step
+    from selfreward.runs.run import Run
     from selfreward.runtime.gpus import take_one
     from selfreward.runtime.lock import RunLock, watch_holder
     from selfreward.serving.engines import Engines
@@ -191,7 +191,7 @@ def status(
 ) -> None:
     """Shows what a run has done, is doing and has left, what is stale or set aside, and its figures."""
     from selfreward.report import status as report
-    from selfreward.run.run import Run
+    from selfreward.runs.run import Run
 
     state = report.status(Run.open(run))
     if as_json:
@@ -224,7 +224,7 @@ def trace(
     """Shows everything behind a preference pair: prompt, responses, votes, models, seeds, versions."""
     from selfreward.report.pair_trace import text
     from selfreward.report.pair_trace import trace as trace_pair
-    from selfreward.run.run import Run
+    from selfreward.runs.run import Run
 
     found = trace_pair(Run.open(run), pair_id)
     print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else text(found))

@@ -16,12 +16,12 @@ from selfreward.preflight import preflight, require_engine
 from selfreward.recipe import registry
 from selfreward.recipe.recipe import Recipe
 from selfreward.report.tracking import Trackers
-from selfreward.run import history
-from selfreward.run.environment import record_environment
-from selfreward.run.folders import StageFolder, make_folder
-from selfreward.run.plan import Step, inputs, plan
-from selfreward.run.run import Run
-from selfreward.run.stages import TRAINING, Summary
+from selfreward.runs import history
+from selfreward.runs.environment import record_environment
+from selfreward.runs.folders import StageFolder, make_folder
+from selfreward.runs.plan import Step, inputs, plan
+from selfreward.runs.run import Run
+from selfreward.runs.stages import TRAINING, Summary
 from selfreward.runtime.lock import RunLock
 from selfreward.runtime.progress import console, in_words
 from selfreward.runtime.ranks import is_first, world_size

@@ -17,8 +17,8 @@ from selfreward.recipe.engine_settings import ModelSettings
 from selfreward.recipe.judge_settings import SelectionSettings
 from selfreward.recipe.prompt_settings import PromptSettings
 from selfreward.recipe.recipe import Recipe
-from selfreward.run.plan import Step, plan
-from selfreward.run.stages import TRAINING
+from selfreward.runs.plan import Step, plan
+from selfreward.runs.stages import TRAINING
 from selfreward.stages.revision import Constitution
 from selfreward.training.quantized import require_quantization
 

@@ -309,16 +309,6 @@ class Agreement(Record):
     errors: list[str] = field(default_factory=list)
 
 
-def write_records(path: Path, records: Iterable[Record]) -> int:
-    """Writes one record a line and returns how many."""
-    count = 0
-    with path.open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(record.to_json() + "\n")
-            count += 1
-    return count
-
-
 def read_records(path: Path, kind: type[R]) -> Iterator[R]:
     """The records of a file in their order."""
     with path.open(encoding="utf-8") as file:

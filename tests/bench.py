@@ -41,10 +41,10 @@ PROMPTS, N, VOTES = 62_500, 4, 4
 def bench_journal(rounds: int) -> None:
     """Prints the ratio of the two wall times, and the share of the time that is spent in the journal."""
     from selfreward import load_recipe, loop
-    from selfreward.run import run
-    from selfreward.run.journal import Journal
-    from selfreward.run.plan import Step
-    from selfreward.run.run import Run
+    from selfreward.runs import run
+    from selfreward.runs.journal import Journal
+    from selfreward.runs.plan import Step
+    from selfreward.runs.run import Run
     from selfreward.serving.engines import Engines
     from selfreward.stages import responses
 
@@ -99,8 +99,8 @@ DECIDE = r"""
 import re, sys, time
 from pathlib import Path
 started = time.perf_counter()
-from selfreward.run.run import Run
-from selfreward.run.plan import Step
+from selfreward.runs.run import Run
+from selfreward.runs.plan import Step
 imported = time.perf_counter()
 run = Run.open(sys.argv[1])
 run.begin(Step("judgements", 1))
@@ -128,8 +128,8 @@ class Reviews(ScriptedEngine):
 def bench_resume(rounds: int) -> None:
     """Cuts a run off when all but its last judgements are in the journal, then asks fresh processes."""
     from selfreward import load_recipe, loop
-    from selfreward.run.plan import Step
-    from selfreward.run.run import Run
+    from selfreward.runs.plan import Step
+    from selfreward.runs.run import Run
     from selfreward.serving.engines import Engines
 
     with tempfile.TemporaryDirectory() as folder:
@@ -494,7 +494,7 @@ def training_here(folder: str, settings: str) -> None:
 
 def merge_here(folder: str, settings: str) -> None:
     """Merges what :func:`training_here` has trained, and prints the peak of this process."""
-    from selfreward.run.run import Run
+    from selfreward.runs.run import Run
     from selfreward.training import dpo
     from selfreward.training.common import checkpoints_folder
 

@@ -37,7 +37,7 @@ from lab import (
     under_way,
 )
 
-from selfreward.run.folders import MARKER
+from selfreward.runs.stored import MARKER
 
 STOPPED_IN = ("seed/train", "seed/evaluate", "iter_1/responses", "iter_1/train", "iter_1/evaluate")
 GRACE = 60.0  # seconds: the recipe's launch.grace

@@ -17,7 +17,7 @@ from selfreward.prompts.filters.base import Filters
 from selfreward.recipe.filter_settings import FilterSettings
 from selfreward.recipe.prompt_settings import PromptSettings
 from selfreward.records import Message
-from selfreward.run.journal import Journal
+from selfreward.runs.journal import Journal
 
 Reply = str | Completion
 

@@ -21,7 +21,7 @@ TESTS = Path(__file__).resolve().parent
 # What the command imports on its way, in a process that starts no thread pool and no engine, so that it can be forked.
 IMPORTED = (
     "selfreward.cli",
-    "selfreward.run.history",
+    "selfreward.runs.history",
     "selfreward.loop",
     "selfreward.report.status",
     "selfreward.stages.evaluate",

@@ -15,9 +15,10 @@ from pathlib import Path
 from forge import EVERY_KIND, TESTS, Attempt, Fault, Forge
 
 from selfreward.report.verify import verify
-from selfreward.run.folders import JOURNAL, MARKER, RECIPE, STARTED, StageFolder
-from selfreward.run.plan import plan
-from selfreward.run.run import Run
+from selfreward.runs.folders import StageFolder
+from selfreward.runs.plan import plan
+from selfreward.runs.run import Run
+from selfreward.runs.stored import JOURNAL, MARKER, RECIPE, STARTED
 
 DATA = TESTS.parent / "selfreward" / "tiny" / "data"
 QUICKSTART = TESTS.parent / "recipes" / "quickstart" / "run.yaml"

@@ -11,7 +11,7 @@ from accelerate.utils import DistributedType
 
 from selfreward.errors import Stopped
 from selfreward.launchers.launch import leave_group
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
 from selfreward.runtime import shutdown
 from selfreward.training import dpo, sft
 from selfreward.training.common import arguments

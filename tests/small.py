@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import selfreward
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
 
 TINY = Path(selfreward.__file__).parent / "tiny" / "model"
 STAGES = ("prompts", "responses", "judgements", "pairs")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from small import small_recipe
 
 import selfreward
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
 
 # Each starts several processes that import torch, on however few cores.
 pytestmark = pytest.mark.cluster

@@ -29,7 +29,7 @@ from selfreward.engines.scripted import ScriptedEngine
 from selfreward.recipe import registry
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings, OpenAISettings
 from selfreward.records import Message, derive_seed
-from selfreward.run.journal import Journal
+from selfreward.runs.journal import Journal
 from selfreward.text.chat import ChatEncoder
 
 SCORES = [str(score) for score in range(6)]
@@ -357,7 +357,7 @@ def test_an_engine_that_writes_gives_no_rewards(
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ValueError, match="Use engine classifier with judge reward_model"):
-        asyncio.run(engines(name).rate(CASES[0]))
+        asyncio.run(engines(name).reward(CASES[0]))
 
 
 @pytest.mark.parametrize(

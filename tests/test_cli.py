@@ -37,7 +37,7 @@ def test_the_version():
     [
         "import selfreward",
         "from selfreward import records\nfrom selfreward.recipe import recipe, registry, upstream\n"
-        "from selfreward.run import run\nfrom selfreward.selection import pair_selectors\n"
+        "from selfreward.runs import run\nfrom selfreward.selection import pair_selectors\n"
         "from selfreward.text import chat",
         "from selfreward.cli import app; from typer.testing import CliRunner; CliRunner().invoke(app, ['--help'])",
         "from selfreward.cli import app; from typer.testing import CliRunner; "
@@ -100,7 +100,7 @@ def test_a_model_folder_that_cannot_work_is_found_before_it_is_loaded(tmp_path, 
 
 def test_status_of_a_run_that_has_not_begun(tmp_path):
     from selfreward import load_recipe
-    from selfreward.run.run import Run
+    from selfreward.runs.run import Run
 
     run = Run.create(load_recipe(RECIPE, [f"run_dir={tmp_path}"]))
     state = json.loads(selfreward("status", str(run.path), "--json").stdout)

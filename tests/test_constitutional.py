@@ -15,8 +15,9 @@ from selfreward.engines.scripted import ScriptedEngine
 from selfreward.prompts.seed_data import read_demonstrations
 from selfreward.recipe.response_settings import ResponseSettings
 from selfreward.records import Prompt, Response, by_prompt, content_id, derive_seed
-from selfreward.run.plan import Step
-from selfreward.run.run import Run
+from selfreward.runs.plan import Step
+from selfreward.runs.run import Run
+from selfreward.serving.engines import Engines
 from selfreward.stages.revision import Constitution, demonstrations, read_principles
 
 PROMPT = Prompt.make([{"role": "user", "content": "Is {critique} safe?"}], "test")
@@ -181,7 +182,7 @@ responses: {{n: 2, principles: principles.txt, revisions: 2}}
 engine: {{name: "test_constitutional:Penitent"}}
 """)
     run = Run.create(selfreward.load_recipe("run.yaml"))
-    with selfreward.serving.Engines(run) as engines:
+    with Engines(run) as engines:
         for stage in ("prompts", "responses"):
             loop.perform_here(run, Step(stage, 1), engines)
     for prompt, group in by_prompt(run.records("responses", 1, Response)).items():

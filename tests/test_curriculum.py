@@ -11,7 +11,7 @@ from selfreward.prompts.curriculum import CurriculumSource, informative
 from selfreward.recipe.prompt_settings import CurriculumSettings, PromptSettings
 from selfreward.records import Difficulty, Judgement, Prompt, Removal, Response, Task
 from selfreward.report.verify import verify
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
 from selfreward.stages.prompts import difficulty
 
 ROWS = [{"prompt": f"Row {place}."} for place in range(8)]

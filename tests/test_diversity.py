@@ -10,8 +10,8 @@ import sacrebleu
 
 from selfreward.evaluation.diversity import diversity, frequent_roots, self_bleu
 from selfreward.evaluation.root_verb_noun import root_verb_noun
-from selfreward.prompts.filters.texts import words
 from selfreward.recipe.filter_settings import EmbeddingSettings
+from selfreward.text.words import words
 from selfreward.tiny import world
 
 NO_MODEL = EmbeddingSettings()

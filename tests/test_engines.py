@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -361,11 +362,11 @@ def test_an_error_of_the_model_reaches_every_request(
 ) -> None:
     engine = engines("transformers")
 
-    def out_of_memory(batch: object) -> None:
+    def out_of_memory(**inputs: object) -> None:
         raise MemoryError("no memory")
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(engine, "_generate", out_of_memory)
+        patch.setattr(engine._model, "generate", out_of_memory)  # type: ignore[attr-defined]
         run(engine, [(messages, GREEDY, [0]) for messages in PROMPTS])
     assert one(engine, PROMPTS[0], GREEDY).num_tokens > 0
 
@@ -388,8 +389,14 @@ def test_batches_are_full_and_hold_prompts_of_similar_length(
 ) -> None:
     engine = engines("transformers")
     sizes: list[list[int]] = []
-    generate = engine._generate  # type: ignore[attr-defined]
-    monkeypatch.setattr(engine, "_generate", lambda b: (sizes.append([len(r.ids) for r in b]), generate(b))[1])
+    model = engine._model  # type: ignore[attr-defined]
+    generate = model.generate
+
+    def watched(**inputs: Any) -> Any:
+        sizes.append(inputs["attention_mask"].sum(1).tolist())
+        return generate(**inputs)
+
+    monkeypatch.setattr(model, "generate", watched)
     run(engine, [(messages, GREEDY, [0]) for messages in PROMPTS])
     assert sizes == [list(range(20, 12, -1)), list(range(12, 4, -1))]
 

@@ -12,8 +12,9 @@ from test_openai_engine import ScriptedServer, ok
 import selfreward
 from selfreward import loop
 from selfreward.records import Judgement, Response
-from selfreward.run.plan import Step
-from selfreward.run.run import Run
+from selfreward.runs.plan import Step
+from selfreward.runs.run import Run
+from selfreward.serving.engines import Engines
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ judge: {{template: judge.txt, votes: 2, {judge}}}
 engine: {{name: "scripts:Numbers"}}
 """)
     run = Run.create(selfreward.load_recipe(tmp_path / "run.yaml"))
-    with selfreward.serving.Engines(run) as engines:
+    with Engines(run) as engines:
         for stage in ("prompts", "responses", "judgements"):
             loop.perform_here(run, Step(stage, 1), engines)
     return run.records("responses", 1, Response), run.records("judgements", 1, Judgement)

@@ -1,5 +1,6 @@
 """Filters of instruction data, each by hand-worked cases, and the pipeline that they stand in."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -8,11 +9,12 @@ import textwrap
 import pytest
 from pydantic import ValidationError
 
-from selfreward.prompts.filters import base
 from selfreward.prompts.filters.base import Filters
-from selfreward.prompts.filters.texts import ngrams, phrase_finder, words
 from selfreward.recipe.filter_settings import FilterSettings
-from selfreward.records import Removal, Task, read_records, write_records
+from selfreward.records import Removal, Task, read_records
+from selfreward.runs.folders import StageFolder
+from selfreward.runtime.extras import optional
+from selfreward.text.words import ngrams, phrase_finder, words
 
 
 def task(instruction, input="", output=None, **other):
@@ -54,6 +56,7 @@ def why(name, *tasks, **settings):
         ("cafe\u0301 ﬁne", ["café", "fine"]),
         ("नमस्ते दुनिया", ["नमस्ते", "दुनिया"]),
         ("用Python写", ["用", "python", "写"]),
+        ("日々AI・ꩠa", ["日", "々", "ai", "・", "ꩠa"]),
         ("?! ...", []),
     ],
 )
@@ -171,8 +174,9 @@ def test_an_unknown_language_is_an_error():
 
 
 def test_a_library_that_is_missing_is_named():
-    with pytest.raises(ValueError, match=r'filter language needs no_such, .* pip install "selfreward\[data\]"'):
-        base.extra("no_such", "language")
+    message = r'filter language needs no_such, .* pip install "selfreward\[data\]"'
+    with pytest.raises(ValueError, match=message), optional("filter language", "data"):
+        importlib.import_module("no_such")
 
 
 def test_novelty_is_the_share_of_new_runs():
@@ -575,7 +579,7 @@ def test_a_removal_says_what_why_and_where_it_was_from(tmp_path):
     assert pipeline.removed == [
         Removal(removed.id, "Too short", "in", "out", "a.jsonl", "length", "2 words, fewer than 4")
     ]
-    write_records(tmp_path / "removed.jsonl", pipeline.removed)
+    StageFolder(tmp_path, ".").write("removed.jsonl", pipeline.removed)
     assert list(read_records(tmp_path / "removed.jsonl", Removal)) == pipeline.removed
 
 
@@ -685,8 +689,9 @@ def test_a_pool_read_from_records_decides_as_the_one_in_memory(tmp_path):
     first = memory.filter(ITERATIONS[0])
     kept = [first[0], first[1]]
     memory.finish(kept)
-    write_records(tmp_path / "tasks.jsonl", kept)
-    write_records(tmp_path / "removed.jsonl", memory.removed)
+    folder = StageFolder(tmp_path, ".")
+    folder.write("tasks.jsonl", kept)
+    folder.write("removed.jsonl", memory.removed)
     assert [each.instruction for each in memory.removed if each.known] == [each.instruction for each in first[2:]]
 
     rebuilt = filters(*names)

@@ -15,11 +15,11 @@ from selfreward.recipe import upstream
 from selfreward.recipe.engine_settings import ModelSettings
 from selfreward.recipe.loader import submodel
 from selfreward.recipe.recipe import Recipe
-from selfreward.run.fingerprint import NO_RESULT, NO_RESULT_OPTIONS, SETTINGS
-from selfreward.run.history import stale
-from selfreward.run.model_files import fetch, model_hash
-from selfreward.run.plan import Step
-from selfreward.run.run import Run
+from selfreward.runs.fingerprint import NO_RESULT, NO_RESULT_OPTIONS, SETTINGS
+from selfreward.runs.history import stale
+from selfreward.runs.model_files import fetch, model_hash
+from selfreward.runs.plan import Step
+from selfreward.runs.run import Run
 
 JUDGE_READERS = {"judgements/1", "pairs/1", "evaluate/0"}
 ALL_READERS = {"train/0", *JUDGE_READERS}

@@ -20,7 +20,7 @@ import yaml
 
 from selfreward.recipe.loader import RecipeError
 from selfreward.recipe.recipe import load_recipe
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
 
 NUM_RECIPES = int(os.environ.get("SELFREWARD_FUZZ", "3000"))
 NUM_COMMANDS = max(10, NUM_RECIPES // 333)

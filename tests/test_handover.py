@@ -18,8 +18,8 @@ from selfreward.engines.transformers import TransformersEngine
 from selfreward.engines.vllm import VLLMEngine
 from selfreward.errors import WeightCheckError
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
-from selfreward.run import history
-from selfreward.run.run import Run
+from selfreward.runs import history
+from selfreward.runs.run import Run
 from selfreward.serving.engines import Engines
 from selfreward.serving.weight_check import Probes
 from selfreward.training.dpo import train_iteration

@@ -12,9 +12,9 @@ from selfreward.evaluation.health import signs
 from selfreward.prompts.base import SourceContext
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Task
-from selfreward.run.folders import iteration_of
-from selfreward.run.plan import Step
-from selfreward.run.run import Run
+from selfreward.runs.folders import iteration_of
+from selfreward.runs.plan import Step
+from selfreward.runs.run import Run
 
 TASKS = [f"Name {n} animals." for n in ("one", "two", "three", "four")]
 WORDS = "ant bear camel deer elk fox goat horse".split()

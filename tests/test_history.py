@@ -16,8 +16,8 @@ from selfreward.records import PreferencePair, Response
 from selfreward.report.pair_trace import text, trace
 from selfreward.report.status import lines, status
 from selfreward.report.verify import verify
-from selfreward.run import history
-from selfreward.run.run import Run
+from selfreward.runs import history
+from selfreward.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
 FLIPS = int(os.environ.get("SELFREWARD_FLIPS", "10"))

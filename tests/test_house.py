@@ -1,34 +1,21 @@
 """Habits of the code that nothing else would notice the loss of."""
 
+import ast
 import asyncio
 import inspect
 import re
-from collections.abc import Iterator
+import sys
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+import networkx as nx
 
 import selfreward
-from selfreward.recipe.loader import submodel
-from selfreward.recipe.recipe import Recipe
 from selfreward.records import Prompt, Response
 
 ROOT = Path(__file__).parents[1]
-
-
-def settings(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
-    for name, field in model.model_fields.items():
-        yield model.__name__, name
-        if inner := submodel(field):
-            yield from settings(inner)
-
-
-def test_every_setting_is_read_by_code() -> None:
-    files = [p for p in (ROOT / "selfreward").rglob("*.py") if p.name not in ("config.py", "reference.py")]
-    code = "\n".join(path.read_text() for path in files)
-    unread = {f"{block}.{name}" for block, name in settings(Recipe) if not re.search(rf"\.{name}\b", code)}
-    assert unread == set()
 
 
 def test_the_public_names_and_their_signatures() -> None:
@@ -68,3 +55,47 @@ def test_the_recipe_in_the_readme_loads(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(recipe)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
     assert selfreward.load_recipe(tmp_path / "run.yaml").name == "my-run"
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package by its name, parsed."""
+    package = ROOT / "selfreward"
+    names = {path: path.relative_to(ROOT).with_suffix("").parts for path in package.rglob("*.py")}
+    dotted = {path: ".".join(n[:-1] if n[-1] == "__init__" else n) for path, n in names.items()}
+    return {dotted[path]: ast.parse(path.read_text()) for path in names}
+
+
+def imported(tree: ast.Module, known: Mapping[str, Any]) -> set[str]:
+    """The modules of the package that one imports, wherever in it."""
+    found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {name if (name := f"{node.module}.{a.name}") in known else node.module for a in node.names}
+    return found & known.keys()
+
+
+def test_no_imports_go_in_circles_among_files_or_rooms() -> None:
+    known = modules()
+    files = nx.DiGraph((name, other) for name, tree in known.items() for other in imported(tree, known))
+    # The package itself only says what is public, and stands above all rooms.
+    between = [(a.split(".")[1], b.split(".")[1]) for a, b in files.edges if "." in a and "." in b]
+    rooms = nx.DiGraph((a, b) for a, b in between if a != b)
+    assert list(nx.simple_cycles(files)) == []
+    assert list(nx.simple_cycles(rooms)) == []
+
+
+def test_file_names_say_one_thing_and_are_not_those_of_the_standard_library() -> None:
+    names = [path.stem for path in (ROOT / "selfreward").rglob("*.py")]
+    assert {name for name, count in Counter(names).items() if count > 1} == {"__init__", "base"}
+    assert not {*names} & {*sys.stdlib_module_names}
+
+
+def test_only_the_registry_imports_by_name() -> None:
+    known = modules()
+    for name, tree in known.items():
+        if name == "selfreward.recipe.registry":
+            continue
+        called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert not {each for each in called if each.rpartition(".")[2] in ("import_module", "__import__")}, name
+        strings = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+        assert not {text for text in strings if re.fullmatch(r"selfreward(\.\w+)+:\w+", text)}, name

@@ -13,8 +13,8 @@ from selfreward.engines import Completion, SamplingParams
 from selfreward.engines.journaled import JournaledEngine
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.errors import DiskFull
-from selfreward.run import journal as module
-from selfreward.run.journal import Journal
+from selfreward.runs import journal as module
+from selfreward.runs.journal import Journal
 
 PARAMS = SamplingParams(1.0, 1.0, 8)
 ASKED = [{"role": "user", "content": "Name a bird."}]
@@ -70,7 +70,7 @@ def test_a_changed_byte_costs_its_record_alone_and_gives_no_wrong_one(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from selfreward.run.journal import Journal
+from selfreward.runs.journal import Journal
 journal = Journal(Path(sys.argv[1]))
 for number in range(1000):
     journal.add(f"{number:032x}", number)

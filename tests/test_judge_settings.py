@@ -10,8 +10,8 @@ from selfreward.estimates.disk import estimate
 from selfreward.judges import Panel
 from selfreward.preflight import preflight
 from selfreward.recipe.loader import RecipeError
-from selfreward.run.plan import Step
-from selfreward.run.run import Run
+from selfreward.runs.plan import Step
+from selfreward.runs.run import Run
 from selfreward.text.prompt_template import Template
 
 ADDITIVE, YES_NO = "{name: additive, template: judge.txt}", "{name: yes_no, votes: 1, temperature: 0.5}"

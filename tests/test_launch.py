@@ -29,13 +29,9 @@ def test_a_process_of_its_own_trains_the_same_weights(recipe_file):
     """The draft of a model, too."""
     lookahead = ["selection.lookahead=true"]
     inline = selfreward.run(selfreward.load_recipe(recipe_file, lookahead))
-    apart = selfreward.run(
-        selfreward.load_recipe(recipe_file, [*lookahead, "name=apart", "launch.train=process"])
-    )
+    apart = selfreward.run(selfreward.load_recipe(recipe_file, [*lookahead, "name=apart", "launch.train=process"]))
     for model in ("model", "draft_model"):
-        ours, theirs = (
-            load_file(run.path / "iter_1" / model / "model.safetensors") for run in (inline, apart)
-        )
+        ours, theirs = (load_file(run.path / "iter_1" / model / "model.safetensors") for run in (inline, apart))
         assert all(ours[name].equal(theirs[name]) for name in ours)
 
 

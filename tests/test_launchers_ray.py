@@ -27,7 +27,9 @@ def test_without_ray_the_way_out_is_told(recipe, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "ray", None)
     for name in [name for name in sys.modules if name.startswith("selfreward.launchers.ray")]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(ValueError, match=r'launcher is ray, which is not installed: pip install "selfreward\[ray\]"'):
+    with pytest.raises(
+        ValueError, match=r'launcher: ray needs ray, which is not installed: pip install "selfreward\[ray\]"'
+    ):
         launch.find(recipe)
 
 
@@ -69,11 +71,11 @@ def test_a_child_gets_what_the_driver_says_to_libraries_and_no_rank() -> None:
 # A process that starts a guarded command, whose child is in the same process group; then it does nothing.
 ACTOR = """
 import os, sys, time
-from selfreward.launchers.base import ProcessGang
+from selfreward.launchers.base import ProcessJob
 from selfreward.launchers.ray.hosts import GUARDED
 stdin, end = os.pipe()
 shell = "sleep 600 & echo $$ $!; wait"
-ProcessGang(["sh", "-c", GUARDED, "sh", "sh", "-c", shell], dict(os.environ), stdin, 1)
+ProcessJob(["sh", "-c", GUARDED, "sh", "sh", "-c", shell], dict(os.environ), stdin, 1)
 time.sleep(600)
 """
 

@@ -11,8 +11,9 @@ import selfreward
 from selfreward import loop
 from selfreward.records import Judgement, PreferencePair, Prompt, Rejection, Response
 from selfreward.report.status import status
-from selfreward.run.plan import Step, find_step, plan
-from selfreward.run.run import Run
+from selfreward.runs.plan import Step, find_step, plan
+from selfreward.runs.run import Run
+from selfreward.serving.engines import Engines
 
 
 @pytest.fixture
@@ -221,7 +222,7 @@ def test_the_loop_runs_in_a_notebook_with_an_event_loop_of_its_own(recipe_file):
 
 def test_a_stage_is_a_command_of_its_own_and_keeps_the_order(recipe_file):
     current = Run.create(selfreward.load_recipe(recipe_file))
-    with selfreward.serving.Engines(current) as engines:
+    with Engines(current) as engines:
         with pytest.raises(ValueError, match="iteration 1: responses comes after iteration 1: prompts"):
             loop.perform_here(current, Step("responses", 1), engines)
         loop.perform_here(current, Step("prompts", 1), engines)

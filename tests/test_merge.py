@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from trainings import make_run
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from selfreward.run.history import recipe_of
-from selfreward.run.run import Run
+from selfreward.runs.history import recipe_of
+from selfreward.runs.run import Run
 from selfreward.training import common, merge, weights
 from selfreward.training.probes import log_probs
 
@@ -306,7 +306,7 @@ def test_trained_weights_in_shards_are_cast_as_the_whole_model_is(tmp_path, monk
 PEAK = """
 import sys
 from pathlib import Path
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
 from selfreward.training import merge, weights
 
 def peak():

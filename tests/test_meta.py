@@ -23,9 +23,9 @@ from selfreward.judges.meta_judge import (
 from selfreward.loop import perform
 from selfreward.recipe.judge_settings import JudgeSettings, MetaSettings
 from selfreward.records import Judgement, PreferencePair, Prompt, Response
-from selfreward.run import history
-from selfreward.run.plan import Step
-from selfreward.run.run import Run
+from selfreward.runs import history
+from selfreward.runs.plan import Step
+from selfreward.runs.run import Run
 from selfreward.serving.engines import Engines
 from selfreward.stages.meta import most_varied
 

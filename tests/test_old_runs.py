@@ -12,8 +12,8 @@ import pytest
 from selfreward import loop
 from selfreward.report.status import lines, status
 from selfreward.report.verify import verify
-from selfreward.run import history
-from selfreward.run.run import Run
+from selfreward.runs import history
+from selfreward.runs.run import Run
 from selfreward.runtime.atomic import is_whole_line
 
 VERSIONS = sorted((Path(__file__).parent / "old_runs").iterdir())

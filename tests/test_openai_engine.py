@@ -40,7 +40,7 @@ from selfreward.engines.replica_pool import Pool
 from selfreward.engines.transformers import TransformersEngine
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.records import Message
-from selfreward.run.journal import Journal
+from selfreward.runs.journal import Journal
 
 KEY = "sk-a-secret-that-must-stay-one"
 GREEDY = SamplingParams(temperature=0.0, top_p=1.0, max_tokens=12)

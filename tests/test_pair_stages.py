@@ -21,9 +21,9 @@ from selfreward.judges import mean_scores
 from selfreward.records import ImplicitReward, Judgement, PreferencePair, Prompt, Rejection, Response, by_prompt
 from selfreward.report.pair_trace import text, trace
 from selfreward.report.verify import verify
-from selfreward.run.history import recipe_of
-from selfreward.run.plan import plan
-from selfreward.run.run import Run
+from selfreward.runs.history import recipe_of
+from selfreward.runs.plan import plan
+from selfreward.runs.run import Run
 from selfreward.runtime.atomic import hash_of, write_sealed
 from selfreward.selection.pair_filters import consistency
 from selfreward.selection.pair_selectors import Rules, best_worst

@@ -21,8 +21,8 @@ from selfreward.judges.verdicts import position_figures, read_verdict
 from selfreward.loop import perform
 from selfreward.recipe.judge_settings import JudgeSettings, PairwiseSettings
 from selfreward.records import Graded, Judgement, PreferencePair, Prompt, Response
-from selfreward.run.plan import plan
-from selfreward.run.run import Run
+from selfreward.runs.plan import plan
+from selfreward.runs.run import Run
 from selfreward.serving.engines import Engines
 
 PROMPT = Prompt.make([{"role": "user", "content": "Which is {first}?"}], "test", reference="the true one")

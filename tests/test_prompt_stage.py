@@ -15,9 +15,9 @@ from selfreward.preflight import check_prompts
 from selfreward.recipe.loader import RecipeError, edit
 from selfreward.recipe.recipe import Recipe
 from selfreward.records import Message, Prompt, Removal
-from selfreward.run.plan import Step, inputs
-from selfreward.run.run import Run
-from selfreward.run.stages import Summary
+from selfreward.runs.plan import Step, inputs
+from selfreward.runs.run import Run
+from selfreward.runs.stages import Summary
 from selfreward.stages.prompts import stage
 
 Reply = Callable[[str, int], str]

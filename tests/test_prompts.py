@@ -15,8 +15,8 @@ from selfreward.recipe.filter_settings import FilterSettings
 from selfreward.recipe.prompt_settings import PromptSettings
 from selfreward.recipe.recipe import load_recipe
 from selfreward.records import Prompt, Removal, Task, read_records
-from selfreward.run.plan import Step
-from selfreward.run.run import Run
+from selfreward.runs.plan import Step
+from selfreward.runs.run import Run
 from selfreward.serving.engines import Engines
 from selfreward.stages import prompts as prompts_stage
 

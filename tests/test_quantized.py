@@ -11,7 +11,7 @@ from trainings import logged, make_run, resumed_from
 from transformers import AutoModelForCausalLM
 
 from selfreward.preflight import require_engine
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
 from selfreward.training import dpo
 from selfreward.training.dpo import train_iteration
 

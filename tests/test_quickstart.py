@@ -14,7 +14,7 @@ from selfreward.engines import SamplingParams
 from selfreward.engines.transformers import TransformersEngine
 from selfreward.recipe.engine_settings import EngineSettings
 from selfreward.records import Judgement, Measurement, PreferencePair, Prompt, Rejection, Response
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
 from selfreward.tiny import world
 
 SMALL = (

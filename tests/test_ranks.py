@@ -22,12 +22,12 @@ import selfreward
 from selfreward.errors import Stopped
 from selfreward.launchers.batch import shared_batch
 from selfreward.recipe.loader import RecipeError
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
+from selfreward.runtime.whole_folder import marked
 from selfreward.training import dpo
 from selfreward.training.common import arguments
 from selfreward.training.dpo import train_iteration
 from selfreward.training.sft import train_seed
-from selfreward.training.whole_folder import marked
 
 CONFIGS = Path("configs/accelerate")
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml"))

@@ -24,9 +24,9 @@ from selfreward.engines.remote import RemoteEngine
 from selfreward.errors import EngineDied, NodeLost
 from selfreward.launchers.base import Training, wait
 from selfreward.launchers.layout import GPUSlot
-from selfreward.run.plan import Step
-from selfreward.run.run import Run
-from selfreward.training.whole_folder import marked
+from selfreward.runs.plan import Step
+from selfreward.runs.run import Run
+from selfreward.runtime.whole_folder import marked
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 

@@ -13,8 +13,8 @@ from selfreward.records import (
     content_id,
     derive_seed,
     read_records,
-    write_records,
 )
+from selfreward.runs.folders import StageFolder
 
 CHAT = [{"role": "user", "content": "Grüße, 世界 \u2028 and a tab\t"}]
 
@@ -25,10 +25,10 @@ def response(k: int, text: str = "yes", prompt_id: str = "p") -> Response:
 
 def test_a_record_survives_a_round_trip(tmp_path):
     records = [Prompt.make(CHAT, "file.jsonl"), Prompt.make([{"role": "user", "content": "b"}], "f", "answer")]
+    StageFolder(tmp_path, ".").write("records.jsonl", records)
     path = tmp_path / "records.jsonl"
-    assert write_records(path, records) == 2
     assert list(read_records(path, Prompt)) == records
-    assert len(path.read_text(encoding="utf-8").splitlines()) >= 2
+    assert path.read_bytes().count(b"\n") == 2
 
 
 def test_ids_come_from_content_alone():

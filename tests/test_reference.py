@@ -1,14 +1,17 @@
 """docs/recipe.md is what the settings say."""
 
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
-from selfreward.recipe.loader import submodel
-from selfreward.recipe.recipe import Recipe
-from selfreward.recipe.reference_docs import BLOCKS, markdown
+from selfreward.recipe import upstream
+from selfreward.recipe.loader import RecipeError, submodel
+from selfreward.recipe.recipe import Recipe, load_recipe
+from selfreward.recipe.reference_docs import markdown, passed_on
 
+QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart" / "run.yaml"
 DOCS = Path(__file__).parents[1] / "docs" / "recipe.md"
 
 
@@ -35,6 +38,25 @@ def test_every_block_and_every_refused_name_stands_in_it() -> None:
     text = markdown(Recipe)
     for key in ("`engine`", "`engine.openai`", "`judge`", "`training`"):
         assert f"## {key}\n" in text
-    for block, _, reserved in BLOCKS:
-        assert f"### `{block}`" in text
-        assert all(f"| `{name}` |" in text for name in reserved)
+    for block, mark in passed_on(Recipe).items():
+        section = text.partition(f"### `{block}`")[2].partition("###")[0]
+        assert all(f"| `{name}` |" in section for name in mark.reserved)
+
+
+@pytest.mark.parametrize("block", ["training.sft", "training.dpo", "training.lora", "engine.vllm"])
+def test_what_stands_in_it_as_refused_is_all_that_is_refused(block: str) -> None:
+    """Each option of the library's class is tried, against the section of its block."""
+    section = markdown(Recipe).partition(f"### `{block}`")[2].partition("###")[0]
+    told = set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+    names = told | {*(upstream.fields(passed_on(Recipe)[block].source) or ())}
+    assert told == {name for name in names if is_reserved(f"{block}.{name}")}
+
+
+def is_reserved(key: str) -> bool:
+    """Whether a recipe with this option is refused for the option's name, whatever its value."""
+    try:
+        load_recipe(QUICKSTART, [f"{key}=nothing"])
+    except RecipeError as error:
+        # A key of a service is refused as that, before anyone asks whose option it is.
+        return "set by the loop" in str(error) or "from the environment" in str(error)
+    return False

@@ -22,8 +22,8 @@ from selfreward.engines import Completion, SamplingParams
 from selfreward.errors import EngineDied
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.records import Message, Response, by_prompt
-from selfreward.run.plan import Step
-from selfreward.run.run import Run
+from selfreward.runs.plan import Step
+from selfreward.runs.run import Run
 from selfreward.serving.engines import Engines
 
 TINY = Path(selfreward.__file__).parent / "tiny" / "model"
@@ -51,7 +51,7 @@ def records(run: Run) -> list[bytes]:
 
 
 def workers() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "selfreward.engines" in p.cmdline()]
+    return [p for p in psutil.Process().children() if "selfreward.engines.worker" in p.cmdline()]
 
 
 def test_four_two_and_one_replica_give_the_same_records(recipe_file: Path) -> None:
@@ -188,7 +188,7 @@ class Named(Numbers):
 
 def _first() -> bool:
     """Whether this process is the elder of the replicas."""
-    brothers = [p for p in psutil.Process().parent().children() if "selfreward.engines" in p.cmdline()]
+    brothers = [p for p in psutil.Process().parent().children() if "selfreward.engines.worker" in p.cmdline()]
     return min(brother.pid for brother in brothers) == os.getpid()
 
 

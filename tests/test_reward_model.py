@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 import selfreward
 from selfreward import loop
 from selfreward.engines import SamplingParams
+from selfreward.engines.batching import Batcher
 from selfreward.engines.classifier import ClassifierEngine
 from selfreward.engines.journaled import JournaledEngine
 from selfreward.judges.reward_model import RewardModelJudge
@@ -18,9 +19,10 @@ from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.recipe.loader import RecipeError
 from selfreward.records import Judgement, Prompt, Response
-from selfreward.run.journal import Journal
-from selfreward.run.plan import Step
-from selfreward.run.run import Run
+from selfreward.runs.journal import Journal
+from selfreward.runs.plan import Step
+from selfreward.runs.run import Run
+from selfreward.serving.engines import Engines
 
 SETTINGS = EngineSettings(name="classifier")
 
@@ -93,7 +95,7 @@ def test_padding_changes_nothing(engine):
 
 def test_batches_hold_what_waits(reward_model):
     engine, shapes = start(reward_model), []
-    engine._batch_size = 3
+    engine._batcher = Batcher(engine._rewards, 3, len)
     served = engine._served
     engine._served = lambda **inputs: (shapes.append(tuple(inputs["input_ids"].shape)), served(**inputs))[1]
     rewards = rate(engine, *TALKS)
@@ -253,7 +255,7 @@ engine: {{name: "scripts:Numbers"}}
 
 def test_a_stage_of_judgements_by_a_reward_model(recipe_file, reward_model):
     run = Run.create(selfreward.load_recipe(recipe_file))
-    with selfreward.serving.Engines(run) as engines:
+    with Engines(run) as engines:
         for stage in ("prompts", "responses", "judgements"):
             loop.perform_here(run, Step(stage, 1), engines)
     prompts = {p.id: p for p in run.records("prompts", 1, Prompt)}

@@ -2,16 +2,19 @@
 
 import random
 import sys
+from functools import partial
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from selfreward.prompts.filters.base import Filters
-from selfreward.prompts.filters.rouge import Neighbour, RougeIndex, RougeL, unicode_tokens
+from selfreward.prompts.filters.rouge import Neighbour, RougeIndex, RougeL
 from selfreward.recipe.filter_settings import FilterSettings, RougeSettings
 from selfreward.records import Task
+from selfreward.text.words import words
 
 SCORER = RougeScorer(["rougeL"], use_stemmer=False)
+unicode_tokens = partial(words, letters_only=True)
 
 
 def score(one: str, other: str, scorer: RougeScorer = SCORER) -> float:
@@ -180,6 +183,7 @@ def test_odd_texts_are_split_as_rouge_score_splits_them():
         ("カタカナとﾊﾝｶｸ", "カ タ カ ナ と ハ ン カ ク"),
         ("हिन्दी में लिखो", "हिन्दी में लिखो"),
         ("ไทย is", "ไ ท ย is"),
+        ("日々AI・ꩠa", "日 々ai ꩠ a"),
         ("한국어 문장", "한국어 문장"),
         ("Σίσυφος ΣΊΣΥΦΟΣ", "σίσυφος σίσυφος"),
         ("e\u0301t\u00e9 \ud800", "été"),

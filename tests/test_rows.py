@@ -533,14 +533,14 @@ def test_judging_data_needs_its_judgement(tmp_path):
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from selfreward.prompts.base import Desk
+from selfreward.prompts.base import SourceContext
 from selfreward.prompts.dataset import DatasetSource
 from selfreward.prompts.filters.base import Filters
 from selfreward.recipe.prompt_settings import FilterSettings, PromptSettings
 settings = PromptSettings(path=Path(sys.argv[1]), num=10, streaming=True)
 source = DatasetSource(settings)
 for iteration in (1, int(sys.argv[2])):
-    [first, *_] = source.tasks(Desk(iteration, 10, 0, Filters(FilterSettings(), []), None, 1))
+    [first, *_] = source.tasks(SourceContext(iteration, 10, 0, Filters(FilterSettings(), []), None, 1))
     print(first.instruction[:9], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

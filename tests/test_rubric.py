@@ -14,8 +14,9 @@ from selfreward.judges.criteria import describe, read_criteria
 from selfreward.judges.rubric import RubricJudge
 from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.records import Judgement, Prompt, Response
-from selfreward.run.plan import Step
-from selfreward.run.run import Run
+from selfreward.runs.plan import Step
+from selfreward.runs.run import Run
+from selfreward.serving.engines import Engines
 
 PROMPT = Prompt.make([{"role": "user", "content": "Why is the sky blue?"}], "test", "Rayleigh scattering.")
 CRITERIA = """
@@ -225,7 +226,7 @@ judge: {{name: rubric, criteria: criteria.yaml, template: rubric.txt, votes: 2}}
 engine: {{name: "scripts:Numbers"}}
 """)
     run = Run.create(selfreward.load_recipe("run.yaml"))
-    with selfreward.serving.Engines(run) as engines:
+    with Engines(run) as engines:
         for stage in ("prompts", "responses", "judgements"):
             loop.perform_here(run, Step(stage, 1), engines)
     judgements = run.records("judgements", 1, Judgement)

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import pytest
 
+import selfreward
 from selfreward.recipe.loader import RecipeError, shown
 from selfreward.recipe.recipe import load_recipe
 from selfreward.runtime import redact
 
-TINY = Path(redact.__file__).parent / "tiny"
+TINY = Path(selfreward.__file__).parent / "tiny"
 BASE = f"name: demo\nmodel: {{path: {TINY}/model}}\nprompts: {{path: {TINY}/data/heldout_prompts.jsonl, num: 2}}\n"
 LETTERS = string.ascii_letters + string.digits
 NUM_CANARIES = 1000

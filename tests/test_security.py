@@ -20,7 +20,7 @@ from selfreward.recipe import registry
 from selfreward.recipe.engine_settings import EngineSettings
 from selfreward.recipe.loader import RecipeError
 from selfreward.recipe.recipe import Recipe, load_recipe
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
 
 MESSAGES = [{"role": "user", "content": "Name a colour."}]
 

@@ -23,7 +23,7 @@ from selfreward.recipe.eft_settings import EFTSettings
 from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.recipe.prompt_settings import RowSettings
 from selfreward.records import Agreement
-from selfreward.run.journal import Journal
+from selfreward.runs.journal import Journal
 from selfreward.tiny import world
 
 ROOT = Path(__file__).parents[1]

@@ -17,7 +17,8 @@ from selfreward.errors import EngineDied
 from selfreward.prompts.self_instruct import SelfInstructSource
 from selfreward.records import Prompt, Removal, Task, TemplateTrial
 from selfreward.text.labelled import Labels, input_of
-from selfreward.text.lists import is_refusal, read_lines, read_list
+from selfreward.text.lists import read_lines, read_list
+from selfreward.text.refusals import is_refusal
 
 PAPER = ["length", "keywords", "first_character", "rouge_l", "empty_output", "input_equals_output", "contradiction"]
 TWO = ["Write a poem.", "Name a fish."]
@@ -488,7 +489,7 @@ responses: {{n: 4}}
 judge: {{template: judge.txt, votes: 2}}
 training:
   dpo: {{max_steps: 2, learning_rate: 1e-3, per_device_train_batch_size: 4, gradient_checkpointing: false}}
-engine: {{name: "scripts:Author"}}
+engine: {{name: "scripts:InstructionWriter"}}
 """)
     return path
 

@@ -16,8 +16,8 @@ from test_quickstart import SMALL, UNEVALUATED
 from trainings import logged, resumed_from
 
 import selfreward
-from selfreward.run.run import Run
-from selfreward.training.whole_folder import marked
+from selfreward.runs.run import Run
+from selfreward.runtime.whole_folder import marked
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

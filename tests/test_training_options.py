@@ -29,8 +29,8 @@ import selfreward
 from selfreward.preflight import describe
 from selfreward.recipe.loader import RecipeError
 from selfreward.records import PreferencePair
-from selfreward.run.history import stale
-from selfreward.run.run import Run
+from selfreward.runs.history import stale
+from selfreward.runs.run import Run
 from selfreward.serving.weight_check import read_probes
 from selfreward.training.consistency import ConsistentDPOTrainer
 from selfreward.training.dpo import train_iteration
@@ -188,7 +188,7 @@ def test_a_pair_counts_as_far_as_two_models_agree(tmp_path, models, kind, batch)
 ON_TWO_RANKS = """
 import sys
 from selfreward.launchers.launch import leave_group
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
 from selfreward.training.dpo import train_iteration
 
 train_iteration(Run.open(sys.argv[1]), 3)
@@ -282,6 +282,13 @@ def test_the_loss_is_the_mix_of_two_of_trl(tmp_path, models, options) -> None:
     mixed, _ = one_step(tmp_path, models, 0.3, **options)
     assert as_it_is["loss"] != pytest.approx(turned["loss"], rel=1e-2)
     assert mixed["loss"] == pytest.approx(0.3 * as_it_is["loss"] + 0.7 * turned["loss"], rel=1e-5)
+
+
+def test_a_trl_that_computes_its_loss_otherwise_ends_the_training(tmp_path, models, monkeypatch) -> None:
+    """Rather than with pairs that count in full."""
+    monkeypatch.setattr(torch.nn.functional, "logsigmoid", lambda x: -torch.nn.functional.softplus(-x))
+    with pytest.raises(ValueError, match=r"calls logsigmoid 0 times for the sigmoid loss .* Install trl 1\.16\.0"):
+        one_step(tmp_path, models, 0.3)
 
 
 def test_a_c_of_one_is_the_loss_of_trl(tmp_path, models) -> None:

@@ -16,12 +16,12 @@ from conftest import leave_disk, make_random_model
 from trainings import killed, logged, make_run, result, resumed_from
 
 from selfreward.errors import DiskFull, Stopped
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
 from selfreward.runtime import shutdown
 from selfreward.runtime.shutdown import Stop
+from selfreward.runtime.whole_folder import mark, marked
 from selfreward.training.dpo import train_iteration
 from selfreward.training.sft import train_seed
-from selfreward.training.whole_folder import mark, marked
 
 
 @pytest.fixture
@@ -123,9 +123,9 @@ def test_a_kill_changes_no_byte(tmp_path, tiny_random_model, monkeypatch, settin
 # What a training calls on its way to the disk, and in which of the calls it is killed.
 MOMENTS = [
     ("the optimizer of the third checkpoint is written", torch, "save", 10, 2),
-    ("a checkpoint is whole and has no marker", "selfreward.training.whole_folder", "write_sealed", 2, 1),
+    ("a checkpoint is whole and has no marker", "selfreward.runtime.whole_folder", "write_sealed", 2, 1),
     ("the checkpoint before it is removed", shutil, "rmtree", 2, 3),
-    ("what was trained is whole and has no marker", "selfreward.training.whole_folder", "write_sealed", 6, 5),
+    ("what was trained is whole and has no marker", "selfreward.runtime.whole_folder", "write_sealed", 6, 5),
     ("the last checkpoint is removed", shutil, "rmtree", 5, "merge"),
     ("the model gets its name", os, "replace", -1, "merge"),
     ("the adapter is copied", shutil, "copyfile", 1, "merge"),
@@ -214,7 +214,7 @@ from pathlib import Path
 from selfreward.runtime import shutdown
 from selfreward.errors import Stopped
 from selfreward.launchers.launch import leave_group
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
 from selfreward.training.dpo import train_iteration
 
 class InStep3(shutdown.Stop):

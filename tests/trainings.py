@@ -12,7 +12,7 @@ import yaml
 
 import selfreward
 from selfreward.records import PreferencePair, Record
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
 
 WORDS = "bear camel deer eagle fox goat".split()
 TASKS = [f"Name {word}s of {place}." for word in WORDS[:3] for place in "xyz"]

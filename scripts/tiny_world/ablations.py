@@ -19,8 +19,8 @@ from scipy.stats import t as student
 from selfreward.recipe.base import Settings
 from selfreward.recipe.loader import RecipeFile, read
 from selfreward.report.status import status
-from selfreward.run.folders import RECIPE
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
+from selfreward.runs.stored import RECIPE
 
 # Of the last model: heading, stage, figure, digits.
 FIGURES = (

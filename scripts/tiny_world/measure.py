@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from selfreward.report.status import status
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
 
 FIGURES = {
     "gold, sampled": "gold_sampled",

@@ -19,6 +19,7 @@ from selfreward.recipe import registry
 from selfreward.recipe.eft_settings import EFTSettings
 from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.records import Graded, Judgement, Prompt, Record, Response, content_id, derive_seed
+from selfreward.runs.stored import ID_OF_RANKED, SEED_OF_EFT, SEED_OF_EFT_PROMPTS, SEED_OF_HELD_OUT, SEED_OF_THINNING
 from selfreward.text.scores import read_score
 
 # Prompts that are judged before it is looked whether the judge can be read at all.
@@ -90,9 +91,7 @@ def make_eft(
     kept = [each for each in judged if each.reason is None]
     set_apart = held_out_keys((each.prompt for each in kept), settings.held_out, seed)
     held_out = [each for each in kept if prompt_key(each.prompt) in set_apart]
-    train = thin(
-        [each for each in kept if prompt_key(each.prompt) not in set_apart], settings.max_modal_share, seed
-    )
+    train = thin([each for each in kept if prompt_key(each.prompt) not in set_apart], settings.max_modal_share, seed)
     dropped = [each for each in [*judged, *train] if each.reason is not None]
     train = [each for each in train if each.reason is None]
     figures = {
@@ -123,13 +122,13 @@ class _Rounds:
         answers = spread(ranked.answers, self._settings.max_answers)
         prompt = Prompt.make([{"role": "user", "content": ranked.prompt}], "ranked")
         responses = [
-            Response(content_id("ranked", prompt.id, place, text), prompt.id, place, text, "stop", 0, 0, "")
+            Response(content_id(ID_OF_RANKED, prompt.id, place, text), prompt.id, place, text, "stop", 0, 0, "")
             for place, (text, _) in enumerate(answers)
         ]
         ranks = {response.id: rank for response, (_, rank) in zip(responses, answers, strict=True)}
         texts, judged = {response.id: response.text for response in responses}, []
         for number in range(self._settings.judge.votes):
-            seed = derive_seed(self._seed, "eft", ranked.prompt, answers, number)
+            seed = derive_seed(self._seed, SEED_OF_EFT, ranked.prompt, answers, number)
             judgements = await self._judge.judge(self._engine, prompt, responses, seed)
             found = [
                 self._read(judgement, ranked.prompt, texts[subject], ranks[subject], number)
@@ -180,7 +179,7 @@ def held_out_keys(prompts: Iterable[str], held_out: float, seed: int) -> set[str
     Raises:
         ValueError: none would be left.
     """
-    keys = sorted(dict.fromkeys(map(prompt_key, prompts)), key=lambda key: derive_seed(seed, "held out", key))
+    keys = sorted(dict.fromkeys(map(prompt_key, prompts)), key=lambda key: derive_seed(seed, SEED_OF_HELD_OUT, key))
     number = int(held_out) if held_out >= 1 else round(held_out * len(keys))
     if keys and number >= len(keys):
         raise ValueError(
@@ -200,7 +199,7 @@ def thin(kept: Sequence[Judged], share: float, seed: int) -> list[Judged]:
         by_score[each.score].append(each)
     most = _most(sorted(map(len, by_score.values())), share)
     for group in by_score.values():
-        group.sort(key=lambda each: derive_seed(seed, "thin", each.prompt, each.response))
+        group.sort(key=lambda each: derive_seed(seed, SEED_OF_THINNING, each.prompt, each.response))
     taken = {id(each) for group in by_score.values() for each in group[most:]}
     return [replace(each, reason="thinned") if id(each) in taken else each for each in kept]
 
@@ -215,7 +214,7 @@ def _most(counts: Sequence[int], share: float) -> int:
 
 def _choose(ranked: Sequence[RankedPrompt], most: int | None, seed: int) -> list[RankedPrompt]:
     """So many of the prompts, drawn at random, in their order."""
-    drawn = sorted(ranked, key=lambda each: derive_seed(seed, "prompt", each.prompt, each.answers))[:most]
+    drawn = sorted(ranked, key=lambda each: derive_seed(seed, SEED_OF_EFT_PROMPTS, each.prompt, each.answers))[:most]
     ids = {id(each) for each in drawn}
     return [each for each in ranked if id(each) in ids]
 

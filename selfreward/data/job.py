@@ -23,10 +23,11 @@ from selfreward.engines.replica_pool import Pool
 from selfreward.recipe.data_settings import JobSettings
 from selfreward.recipe.engine_settings import ModelSettings
 from selfreward.records import json_line
-from selfreward.run.fingerprint import changes, settings_of
-from selfreward.run.folders import JOURNAL, StageFolder
-from selfreward.run.journal import Journal
-from selfreward.run.stages import Summary
+from selfreward.runs.fingerprint import changes, settings_of
+from selfreward.runs.folders import StageFolder
+from selfreward.runs.journal import Journal
+from selfreward.runs.stages import Summary
+from selfreward.runs.stored import JOURNAL, WRITER
 from selfreward.runtime.atomic import write_bytes, write_sealed
 from selfreward.runtime.lock import LOCK_FILE as LOCK
 from selfreward.runtime.lock import RunLock
@@ -58,7 +59,7 @@ class JobContext:
         """The model that writes. Raises ValueError where none was named."""
         if self._asked is None:
             self._engine = _start(self._settings)
-            self._asked = JournaledEngine(self._engine, self._journal, "writer")
+            self._asked = JournaledEngine(self._engine, self._journal, WRITER)
         return self._asked
 
     def run_concurrently(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfreward.records import Record
-from selfreward.run.stages import Summary
+from selfreward.runs.stages import Summary
 
 Row = dict[str, Any]
 

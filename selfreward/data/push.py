@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from selfreward.data.job import FOLDER
-from selfreward.run.folders import MARKER, StageFolder
+from selfreward.runs.folders import StageFolder
+from selfreward.runs.stored import MARKER
 
 PRIVATE = f"{FOLDER}/removed.jsonl"  # it may hold what a filter for personal data took out
 

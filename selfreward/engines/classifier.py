@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from selfreward.engines.base import Completion, SamplingParams
+from selfreward.engines.batching import Batcher
 from selfreward.text.chat import ChatEncoder, load_tokenizer, model_errors
 
 if TYPE_CHECKING:
@@ -20,12 +19,6 @@ if TYPE_CHECKING:
 
 _ONLY_RATES = "the classifier engine serves a reward model, which generates nothing. Use it in judge.engine, and "
 _NO_NEXT_TURN = "{%- set add_generation_prompt = false -%}"
-
-
-@dataclass(frozen=True, eq=False)
-class _Request:
-    ids: list[int]
-    future: asyncio.Future[float]
 
 
 class ClassifierEngine:
@@ -46,20 +39,13 @@ class ClassifierEngine:
         self._pad: int = -1 if config.pad_token_id is None else config.pad_token_id
         # On a CPU the figures of a row depend on the number of rows, in the last digit; one at a time, they are exact.
         alone = self._device.type == "cpu" or config.pad_token_id is None
-        self._batch_size = 1 if alone else settings.transformers.batch_size
-        self._waiting: list[_Request] = []
-        self._pump: asyncio.Task[None] | None = None
+        self._batcher = Batcher(self._rewards, 1 if alone else settings.transformers.batch_size, len)
 
     async def reward(self, messages: Sequence[Message]) -> float | None:
         ids = self._chat.encode(messages)
         if self._max_model_len is not None and len(ids) > self._max_model_len:
             return None
-        loop = asyncio.get_running_loop()
-        request = _Request(ids, loop.create_future())
-        self._waiting.append(request)
-        if self._pump is None or self._pump.done():
-            self._pump = loop.create_task(self._run())
-        return await request.future
+        return await self._batcher.submit(ids)
 
     async def generate(
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
@@ -88,36 +74,8 @@ class ClassifierEngine:
         if self._device.type != "cpu":
             torch.accelerator.empty_cache()
 
-    async def _run(self) -> None:
-        """Runs batch after batch while anything waits."""
-        batch: list[_Request] = []
-        try:
-            while self._waiting:
-                # A coroutine whose reward is ready needs a few turns of the loop until its next request is here.
-                for _ in range(4):
-                    await asyncio.sleep(0)
-                batch = self._next_batch()
-                for request, reward in zip(batch, self._rewards([r.ids for r in batch]), strict=True):
-                    if not request.future.done():
-                        request.future.set_result(reward)
-        except Exception as error:
-            for request in [*batch, *self._waiting]:
-                if not request.future.done():
-                    request.future.set_exception(error)
-        finally:
-            self._waiting.clear()
-
-    def _next_batch(self) -> list[_Request]:
-        """Takes the longest texts that wait: little padding."""
-        waiting = [request for request in self._waiting if not request.future.done()]
-        waiting.sort(key=lambda request: len(request.ids), reverse=True)
-        self._waiting = waiting[self._batch_size :]
-        return waiting[: self._batch_size]
-
     def _rewards(self, texts: Sequence[list[int]]) -> list[float]:
         """One reward a text; padding stands on the right, where a causal model does not look."""
-        if not texts:
-            return []
         longest = max(map(len, texts))
         inputs = [ids + [self._pad] * (longest - len(ids)) for ids in texts]
         mask = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in texts]

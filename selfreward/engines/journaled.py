@@ -12,7 +12,8 @@ from typing import Any
 
 from selfreward.engines.base import Completion, Sampler, SamplingParams
 from selfreward.records import Message
-from selfreward.run.journal import Journal
+from selfreward.runs.journal import Journal
+from selfreward.runs.stored import OPTION_PROBS, REWARD
 from selfreward.runtime.shutdown import stop
 
 
@@ -55,13 +56,13 @@ class JournaledEngine:
         self, messages: Sequence[Message], prefix: str, options: Sequence[str]
     ) -> list[float] | None:
         """As :meth:`Sampler.option_probs`, asked once."""
-        key = self._hash("chances", list(messages), prefix, list(options)).hexdigest()
+        key = self._hash(OPTION_PROBS, list(messages), prefix, list(options)).hexdigest()
         [probs] = await self._once(key, lambda: _boxed(self._engine.option_probs(messages, prefix, options)))
         return probs  # type: ignore[no-any-return]
 
     async def reward(self, messages: Sequence[Message]) -> float | None:
         """As :meth:`Sampler.reward`, asked once."""
-        key = self._hash("rate", list(messages)).hexdigest()
+        key = self._hash(REWARD, list(messages)).hexdigest()
         [reward] = await self._once(key, lambda: _boxed(self._engine.reward(messages)))
         return reward  # type: ignore[no-any-return]
 

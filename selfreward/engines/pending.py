@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import Future
 from itertools import count
 
-from selfreward.engines.worker import Answer
+from selfreward.engines.messages import Answer
 from selfreward.errors import EngineDied
 
 

@@ -16,8 +16,8 @@ from selectors import EVENT_READ, DefaultSelector
 from typing import Any, Protocol
 
 from selfreward.engines.base import Completion, SamplingParams
+from selfreward.engines.messages import HEARTBEAT_S, Answer, Request
 from selfreward.engines.pending import Pending
-from selfreward.engines.worker import HEARTBEAT_S, Answer, Request
 from selfreward.errors import EngineDied
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.records import Message

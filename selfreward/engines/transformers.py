@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from selfreward.engines.base import TOO_LONG, Completion, SamplingParams, no_reward_model
+from selfreward.engines.batching import Batcher
 from selfreward.text.chat import ChatEncoder, load_tokenizer
 
 if TYPE_CHECKING:
@@ -26,12 +27,11 @@ if TYPE_CHECKING:
     from selfreward.records import Message
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _Request:
     ids: list[int]
     params: SamplingParams
     seed: int
-    future: asyncio.Future[Completion]
 
 
 class SeededGumbel(LogitsProcessor):
@@ -70,14 +70,14 @@ class TransformersEngine:
 
     def __init__(self, model_path: str, model: ModelSettings, settings: EngineSettings) -> None:
         self._settings = model
-        self._batch_size = settings.transformers.batch_size
         self._chat = ChatEncoder(load_tokenizer(model_path, model))
         self._device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         # In half precision padding tips a token in about one sequence of ten; without it, results on a CPU are exact.
         self._unpadded = self._device.type == "cpu" and model.dtype != "float32"
+        self._batcher = Batcher(
+            self._generate, settings.transformers.batch_size, lambda request: len(request.ids), self._group
+        )
         self._model: Any = None
-        self._waiting: list[_Request] = []
-        self._pump: asyncio.Task[None] | None = None
         self._load(model_path)
 
     async def generate(
@@ -86,13 +86,13 @@ class TransformersEngine:
         ids = self._chat.encode(messages)
         if not self._fits(len(ids) + params.max_tokens):
             return [TOO_LONG] * len(seeds)
-        return await asyncio.gather(*(self._submit(ids, params, seed) for seed in seeds))
+        return await asyncio.gather(*(self._batcher.submit(_Request(ids, params, seed)) for seed in seeds))
 
     async def logprobs(self, ids: Sequence[int], last: int | None = None) -> list[float]:
         tokens = torch.tensor([list(ids)], device=self._device)
         with torch.inference_mode():
             logits = self._model(input_ids=tokens).logits[0, :-1].float()
-        chosen = logits.log_softmax(-1).run_concurrently(-1, tokens[0, 1:, None]).squeeze(-1)
+        chosen = logits.log_softmax(-1).gather(-1, tokens[0, 1:, None]).squeeze(-1)
         figures: list[float] = chosen.tolist()
         return figures if last is None else figures[-last:]
 
@@ -120,7 +120,7 @@ class TransformersEngine:
         raise no_reward_model(self.model)
 
     def reload(self, model_path: str) -> None:
-        assert not self._waiting, "weights must not change under a request"
+        assert self._batcher.idle, "weights must not change under a request"
         self.close()
         self._load(model_path)
 
@@ -154,48 +154,11 @@ class TransformersEngine:
     def _fits(self, num_tokens: int) -> bool:
         return self._max_model_len is None or num_tokens <= self._max_model_len
 
-    def _submit(self, ids: list[int], params: SamplingParams, seed: int) -> asyncio.Future[Completion]:
-        loop = asyncio.get_running_loop()
-        request = _Request(ids, params, seed, loop.create_future())
-        self._waiting.append(request)
-        if self._pump is None or self._pump.done():
-            self._pump = loop.create_task(self._run())
-        return request.future
-
-    async def _run(self) -> None:
-        """Runs batch after batch while anything waits."""
-        batch: list[_Request] = []
-        try:
-            while self._waiting:
-                # A coroutine whose completion is ready needs a few turns of the loop until its next request is here.
-                for _ in range(4):
-                    await asyncio.sleep(0)
-                batch = self._next_batch()
-                for request, completion in zip(batch, self._generate(batch), strict=True):
-                    if not request.future.done():
-                        request.future.set_result(completion)
-        except Exception as error:
-            for request in [*batch, *self._waiting]:
-                if not request.future.done():
-                    request.future.set_exception(error)
-        finally:
-            self._waiting.clear()
-
-    def _next_batch(self) -> list[_Request]:
-        """Takes the longest prompts of the largest group with the same params: full batches, little padding."""
-        self._waiting = [request for request in self._waiting if not request.future.done()]
-        groups: dict[tuple[SamplingParams, int | None], list[_Request]] = {}
-        for request in self._waiting:
-            groups.setdefault((request.params, len(request.ids) if self._unpadded else None), []).append(request)
-        largest = max(groups.values(), key=len, default=[])
-        batch = sorted(largest, key=lambda request: len(request.ids), reverse=True)[: self._batch_size]
-        taken = set(batch)
-        self._waiting = [request for request in self._waiting if request not in taken]
-        return batch
+    def _group(self, request: _Request) -> tuple[SamplingParams, int | None]:
+        """A batch has the same params and, where padding would change results, the same length."""
+        return request.params, len(request.ids) if self._unpadded else None
 
     def _generate(self, batch: list[_Request]) -> list[Completion]:
-        if not batch:
-            return []
         params, longest = batch[0].params, len(batch[0].ids)
         pad = self._chat.tokenizer.pad_token_id
         inputs = [[pad] * (longest - len(request.ids)) + request.ids for request in batch]

@@ -7,23 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from vllm import EngineArgs, envs
-from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.llm_engine import LLMEngine
-from vllm.v1.executor.multiproc_executor import WorkerProc
 
+from selfreward.engines.vllm_internals import START_FAILURE, CoreClient, bind_processes
 from selfreward.errors import EngineDied
-from selfreward.runtime.shutdown import end_with_parent
 
 T = TypeVar("T")
 
@@ -32,42 +27,15 @@ POLL_S = 0.001
 # Seconds until a killed process is gone, unless its GPU's driver hangs.
 KILL_TIMEOUT_S = 5.0
 
-_run_engine_core, _worker_main = EngineCoreProc.run_engine_core, WorkerProc.worker_main
-
-
-def run_engine_core(*args: Any, **kwargs: Any) -> None:
-    """What the core's process runs: vLLM's own function, bound to this process."""
-    _bind_to_parent()
-    _run_engine_core(*args, **kwargs)
-
-
-def worker_main(*args: Any, **kwargs: Any) -> None:
-    """What each worker's process runs, a child of the core's: vLLM's own function, bound to the core."""
-    _bind_to_parent()
-    _worker_main(*args, **kwargs)
-
-
-# vLLM has no hook in these processes but plug-ins, which would reach every vLLM of this environment.
-EngineCoreProc.run_engine_core = staticmethod(run_engine_core)
-WorkerProc.worker_main = staticmethod(worker_main)
-
-
-def _bind_to_parent() -> None:
-    """Binds this process to its parent, also where that ended before the kernel knew."""
-    end_with_parent()
-    parent = multiprocessing.parent_process()
-    if parent is None or parent.pid != os.getppid():
-        os._exit(1)
-    # Ctrl-C reaches all processes of a terminal. The main one decides what it means; vLLM would drop its requests.
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-
 
 def start(args: EngineArgs) -> LLMEngine:
     """Starts an engine.
 
     Raises:
         EngineDied: the core's process ended before it was ready, or was not ready in VLLM_ENGINE_READY_TIMEOUT_S.
+        ValueError: vLLM's internals are not those of the version that this package was written for.
     """
+    bind_processes()
     if not envs.VLLM_ENABLE_V1_MULTIPROCESSING:
         return LLMEngine.from_engine_args(args)
     limit = envs.VLLM_ENGINE_READY_TIMEOUT_S
@@ -75,7 +43,7 @@ def start(args: EngineArgs) -> LLMEngine:
         with _killed_after(limit) as late:
             return LLMEngine.from_engine_args(args)
     except RuntimeError as error:
-        if "Engine core initialization failed" not in str(error):
+        if START_FAILURE not in str(error):
             raise
         if late.is_set():
             raise EngineDied(
@@ -109,10 +77,9 @@ class Core:
 
     def __init__(self, engine: LLMEngine, stall_timeout: float) -> None:
         """Args: ``stall_timeout``: seconds without a sign of life after which a core in its own process is dead."""
-        self._client: Any = engine.engine_core
+        self._client = CoreClient(engine)
+        self._processes = self._client.processes
         self._stall_timeout = stall_timeout
-        resources = getattr(self._client, "resources", None)
-        self._processes: list[BaseProcess] = list(resources.engine_manager.processes) if resources else []
 
     async def output(self) -> None:
         """Lets the coroutines speak, and returns once a step of the engine will not block.
@@ -125,7 +92,7 @@ class Core:
             return
         # Looks are counted, as a clock would also count the hours between Ctrl-Z and fg.
         for _ in range(round(self._stall_timeout / POLL_S)):
-            if not self._client.outputs_queue.empty():
+            if self._client.has_output():
                 return
             self._check()
             await asyncio.sleep(POLL_S)
@@ -151,10 +118,7 @@ class Core:
 
     def close(self) -> None:
         """Ends the core within seconds, whatever state it is in."""
-        if self._client is not None:
-            self._client.shutdown()
-            # It holds the model of a core in this process.
-            self._client = None
+        self._client.shutdown()
         for process in self._processes:
             process.kill()
             process.join(KILL_TIMEOUT_S)

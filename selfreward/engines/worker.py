@@ -17,6 +17,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from selfreward.engines.base import Engine, SamplingParams, start_here
+from selfreward.engines.messages import HEARTBEAT, HEARTBEAT_S, Answer, Request
 from selfreward.errors import EngineDied
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.recipe.loader import STORED
@@ -24,11 +25,6 @@ from selfreward.runtime.gpus import see
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Queue
-
-Request = dict[str, Any]
-Answer = dict[str, Any]
-HEARTBEAT_S = 5.0  # seconds between two signs of life
-HEARTBEAT: Answer = {"beat": True}
 
 
 class Worker:

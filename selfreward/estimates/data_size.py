@@ -12,9 +12,9 @@ from selfreward.prompts.dataset import read_held_out, read_tasks
 from selfreward.prompts.seed_data import read_demonstrations, read_graded
 from selfreward.recipe.recipe import Recipe
 from selfreward.records import Prompt
-from selfreward.run.folders import RECIPE
-from selfreward.run.plan import plan
-from selfreward.run.run import Run
+from selfreward.runs.plan import plan
+from selfreward.runs.run import Run
+from selfreward.runs.stored import RECIPE
 
 # Characters of a token of English text; tokens of a prompt that is not there yet, and of a packaged judge prompt.
 CHARACTERS_A_TOKEN, PROMPT_TOKENS, INSTRUCTION_TOKENS = 4, 100, 300

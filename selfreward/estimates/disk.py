@@ -9,9 +9,9 @@ from pathlib import Path
 from selfreward.errors import DiskFull
 from selfreward.estimates.requests import SAMPLED, Requests, of_a_prompt, of_all_prompts
 from selfreward.recipe.recipe import Recipe
-from selfreward.run.plan import Step, makes_model
-from selfreward.run.run import Run
-from selfreward.run.stages import TRAINING
+from selfreward.runs.plan import Step, makes_model
+from selfreward.runs.run import Run
+from selfreward.runs.stages import TRAINING
 
 # Measured on English text: bytes of a token in JSON; and what a record has besides its text.
 BYTES_A_TOKEN, BYTES_A_RECORD = 6, 700

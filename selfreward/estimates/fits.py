@@ -5,19 +5,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from selfreward.estimates.machine import GIB
 from selfreward.estimates.run_estimate import RunEstimate
 from selfreward.estimates.training_memory import Training
 from selfreward.launchers.batch import ACCUMULATION, PER_DEVICE
+from selfreward.launchers.layout import shipped_config
 from selfreward.recipe.recipe import edited_recipe
 
 # What an engine holds on a GPU while it sleeps: its CUDA context, and some buffers.
 ASLEEP = int(1.5 * GIB)
 # Tokens of a judge's own prompt, and of what it judges an answer to.
 AROUND_TOKENS = 512
-FSDP = Path(__file__).parents[2] / "configs/accelerate/fsdp2.yaml"
 
 
 @dataclass(frozen=True)
@@ -195,9 +194,10 @@ def _without_effect(estimate: RunEstimate, trained: Training, key: str) -> Itera
         size //= 2
         if batch % size == 0:
             yield (f"{key}{PER_DEVICE}={size}", f"{key}{ACCUMULATION}={batch // size}")
-    if trained.ranks > 1 and trained.sharing != "FSDP" and not estimate.machine.device.is_cpu and FSDP.is_file():
+    if trained.ranks > 1 and trained.sharing != "FSDP" and not estimate.machine.device.is_cpu:
         # The file's own number of processes may be that of another machine.
-        yield (f"launch.accelerate_config={FSDP}", f"launch.processes={estimate.layout.processes}")
+        config = shipped_config("fsdp2.yaml")
+        yield (f"launch.accelerate_config={config}", f"launch.processes={estimate.layout.processes}")
 
 
 def _joined(first: Settings, second: Settings) -> Settings:

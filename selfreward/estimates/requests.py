@@ -9,7 +9,7 @@ from typing import Literal
 from selfreward.judges.criteria import read_criteria
 from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.recipe.recipe import Recipe
-from selfreward.run.plan import names
+from selfreward.runs.plan import names
 
 # Requests behind a prompt that a model makes: what it writes, compares, answers, and what filters take out.
 REQUESTS_A_PROMPT = 5

@@ -16,8 +16,8 @@ from selfreward.estimates.speed import Lengths, Load, Server
 from selfreward.estimates.training_memory import Training
 from selfreward.launchers.layout import Layout
 from selfreward.recipe.recipe import Recipe
-from selfreward.run.plan import Step, plan
-from selfreward.run.stages import TRAINING
+from selfreward.runs.plan import Step, plan
+from selfreward.runs.stages import TRAINING
 
 EPOCHS = 3.0  # of TRL, unless the recipe says otherwise
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfreward.evaluation.root_verb_noun import root_verb_noun
-from selfreward.prompts.filters.texts import ngrams, words
 from selfreward.recipe.filter_settings import EmbeddingSettings
+from selfreward.text.words import ngrams, words
 
 SAMPLED_TEXTS = 1000
 # Shares of what is distinct fall with the amount of text: they are means over windows of so many n-grams or roots.

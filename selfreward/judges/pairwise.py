@@ -22,6 +22,7 @@ from selfreward.judges.reference import Reference
 from selfreward.judges.verdicts import TIE, Match, matches, read_verdict
 from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.records import Graded, Judgement, Message, Prompt, Response, derive_seed
+from selfreward.runs.stored import SEED_OF_MATCHES
 from selfreward.text.prompt_template import Template
 
 
@@ -76,8 +77,8 @@ class PairwiseJudge:
         if self._how.matches == "all":
             return await play(each_two(len(responses)))
         if self._how.matches == "random":
-            return await play(random_rounds(len(responses), self._how.rounds, derive_seed(seed, "rounds")))
-        swiss, judgements = Swiss(len(responses), derive_seed(seed, "rounds")), list[Judgement]()
+            return await play(random_rounds(len(responses), self._how.rounds, derive_seed(seed, SEED_OF_MATCHES)))
+        swiss, judgements = Swiss(len(responses), derive_seed(seed, SEED_OF_MATCHES)), list[Judgement]()
         for _ in range(self._how.rounds):
             so_far = self.scores(judgements)
             judgements += await play(swiss.next([so_far.get(response.id, 0.0) for response in responses]))

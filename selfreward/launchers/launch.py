@@ -13,8 +13,9 @@ from selfreward.launchers.local import LocalLauncher
 from selfreward.launchers.logs import FOLDER, first_failure
 from selfreward.launchers.torchrun import TorchrunLauncher
 from selfreward.recipe.recipe import Recipe
-from selfreward.run.plan import Step
-from selfreward.run.run import Run
+from selfreward.runs.plan import Step
+from selfreward.runs.run import Run
+from selfreward.runtime.extras import optional
 from selfreward.runtime.gpus import num_gpus
 from selfreward.runtime.lock import part_of
 from selfreward.runtime.progress import console
@@ -34,7 +35,8 @@ def find(recipe: Recipe) -> Launcher:
 
         return SlurmLauncher()
     if kind == "ray":
-        from selfreward.launchers.ray.launcher import RayLauncher
+        with optional("launch.launcher: ray", "ray"):
+            from selfreward.launchers.ray.launcher import RayLauncher
 
         return RayLauncher(recipe)
     gpus = num_gpus()

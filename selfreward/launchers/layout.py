@@ -92,6 +92,19 @@ def gpu_slot(number: int, engine: EngineSettings, nodes: int, gpus: int) -> GPUS
     return GPUSlot(number % nodes, tuple(range(number_here * each, (number_here + 1) * each)) if gpus else ())
 
 
+def shipped_config(name: str) -> Path:
+    """A file of ``configs/accelerate``: beside the package in a checkout, under ``share`` of what pip installs into.
+
+    Raises:
+        ValueError: this installation has none.
+    """
+    for folder in Path(__file__).parents[1:]:
+        for configs in (folder / "configs" / "accelerate", folder / "share" / "selfreward" / "configs" / "accelerate"):
+            if (configs / name).is_file():
+                return configs / name
+    raise ValueError(f"this installation of selfreward has no configs/accelerate/{name}. Install it again with pip")
+
+
 def _of_file(config: Path | None) -> int | None:
     """The processes of one node in a file of ``accelerate config``, which has those of all nodes."""
     if config is None:

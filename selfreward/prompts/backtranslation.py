@@ -11,6 +11,7 @@ from selfreward.prompts.dataset import Document, counted, read_documents
 from selfreward.prompts.replies import failure, greedy, read_prompt, template
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Task
+from selfreward.runs.stored import RATE, SEED_OF_BACKTRANSLATION, WRITE
 from selfreward.text.scores import read_score
 
 LOWEST, HIGHEST = 1, 5
@@ -71,7 +72,7 @@ class BacktranslationSource:
         return len(document.text) <= self._settings.backtranslation.max_characters
 
     async def _pair(self, context: SourceContext, engine: Sampler, document: Document) -> _Pair:
-        seeds = [context.derive("backtranslation", step, document.id) for step in ("write", "rate")]
+        seeds = [context.derive(SEED_OF_BACKTRANSLATION, step, document.id) for step in (WRITE, RATE)]
         [written] = await engine.generate(self._predict.fill(document=document.text), self._params, seeds[:1])
         instruction, useless = read_prompt(written)
         if useless is not None:

@@ -11,6 +11,7 @@ from selfreward.engines.concurrency import map_concurrently
 from selfreward.prompts.filters.base import Filters
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Difficulty, Task, TemplateTrial, derive_seed
+from selfreward.runs.stored import SEED_OF_PROMPTS
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,7 +54,7 @@ class SourceContext:
 
     def derive(self, *parts: Any) -> int:
         """A seed that depends on the run's, the iteration and ``parts`` alone."""
-        return derive_seed(self.seed, self.iteration, "prompts", *parts)
+        return derive_seed(self.seed, self.iteration, SEED_OF_PROMPTS, *parts)
 
     def run_concurrently(
         self, name: str, items: Sequence[Item], work: Callable[[Item], Coroutine[Any, Any, Result]]

@@ -14,6 +14,7 @@ from selfreward.prompts.rows import Rows, mapped, optional_text, text_of
 from selfreward.recipe.prompt_settings import PromptSettings, RowSettings, SourceSettings
 from selfreward.recipe.recipe import Recipe
 from selfreward.records import Prompt, Removal, Task, content_id
+from selfreward.runs.stored import ID_OF_DOCUMENT
 
 Read = TypeVar("Read")
 # Of rows that are streamed, as many are looked at before a run begins.
@@ -130,7 +131,7 @@ def read_documents(settings: RowSettings) -> tuple[list[Document], dict[str, int
     def document(row: Row) -> list[Document]:
         row = mapped(row, settings.columns)
         text = text_of(row, "text")
-        return [Document(content_id("document", text), text, optional_text(row, "license") or settings.license)]
+        return [Document(content_id(ID_OF_DOCUMENT, text), text, optional_text(row, "license") or settings.license)]
 
     for number, each in rows.made(document):
         if each.id in found:

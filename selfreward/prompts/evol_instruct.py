@@ -13,6 +13,7 @@ from selfreward.prompts.eliminator import Eliminator, Failed, look_at_answer
 from selfreward.prompts.replies import failure, in_turn, read_prompt, template
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Message, Task
+from selfreward.runs.stored import ANSWER, COMPARE, SEED_OF_BREADTH, SEED_OF_EVOLUTION, SEED_OF_OPERATOR, WRITE
 
 # In depth: add a constraint, deepen, concretise, more reasoning steps, complicate the input.
 DEPTH = ("constraint", "deepen", "concretise", "reasoning", "input")
@@ -102,7 +103,7 @@ class Evolver:
         return children
 
     async def _evolve(self, context: SourceContext, engine: Sampler, parent: Task, number: int) -> _Evolution:
-        seeds = [context.derive("evolve", step, parent.id, number) for step in ("write", "compare", "answer")]
+        seeds = [context.derive(SEED_OF_EVOLUTION, step, parent.id, number) for step in (WRITE, COMPARE, ANSWER)]
         operator = self._operator(context, parent, number)
         written, *_ = await engine.generate(self._messages(operator, parent), self._params, seeds[:1])
         instruction, useless = read_prompt(written)
@@ -141,10 +142,10 @@ class Evolver:
         return task
 
     def _operator(self, context: SourceContext, parent: Task, number: int) -> str:
-        draw = context.derive("breadth", parent.id, number) / 2**32
+        draw = context.derive(SEED_OF_BREADTH, parent.id, number) / 2**32
         if draw < self._settings.evol_instruct.breadth:
             return BREADTH
-        return DEPTH[context.derive("operator", parent.id, number) % len(DEPTH)]
+        return DEPTH[context.derive(SEED_OF_OPERATOR, parent.id, number) % len(DEPTH)]
 
     def _messages(self, operator: str, parent: Task) -> list[Message]:
         """The request, behind the turns that the parent goes on from; a system message is for answers."""

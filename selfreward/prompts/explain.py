@@ -13,6 +13,7 @@ from selfreward.prompts.dataset import counted, read_tasks
 from selfreward.prompts.replies import TEMPLATES, failure, in_turn
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Task
+from selfreward.runs.stored import ANSWER, MESSAGE, SEED_OF_EXPLANATION
 
 
 class ExplainSource:
@@ -44,14 +45,14 @@ class ExplainSource:
 
         async def answered(task: Task) -> tuple[Task, str | None]:
             [answer] = await engine.generate(
-                task.messages, self._params, [context.derive("explain", "answer", task.id)]
+                task.messages, self._params, [context.derive(SEED_OF_EXPLANATION, ANSWER, task.id)]
             )
             return replace(task, output=answer.text.strip()), failure(answer)
 
         while queue and len(made) < context.wanted:
             num = context.wanted - len(made)
             taken, queue = queue[:num], queue[num:]
-            tasks = [self._task(row, context.derive("explain", "message", row.id)) for row in taken]
+            tasks = [self._task(row, context.derive(SEED_OF_EXPLANATION, MESSAGE, row.id)) for row in taken]
             pairs = context.run_concurrently("explanations", tasks, answered)
             for task, useless in pairs:
                 if useless is not None:

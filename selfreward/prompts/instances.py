@@ -17,6 +17,7 @@ from selfreward.prompts.instruction_writer import SOURCE
 from selfreward.prompts.replies import failure, greedy, template
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Task
+from selfreward.runs.stored import SEED_OF_INSTANCES, SEED_OF_SHOTS
 from selfreward.text.labelled import Labels, input_of
 
 # Examples from the seeds: so many of each kind for the question, so many tasks for instances.
@@ -43,12 +44,12 @@ class InstanceWriter:
         self._num = settings.self_instruct.instances
         self._params = greedy(settings)
         self._engine = engine
-        self._seed = context.derive("instances")
+        self._seed = context.derive(SEED_OF_INSTANCES)
         self._kind = template("classification", "instruction")
         self._input_first = template("input_first", "instruction", "num")
         self._output_first = template("output_first", "instruction", "num")
         self._by_input, self._by_label = Labels("Example", "Input", "Output"), Labels("Example", "Label", "Input")
-        rng = random.Random(context.derive("shots"))
+        rng = random.Random(context.derive(SEED_OF_SHOTS))
         self._kinds = _shown_kinds(seeds, rng)
         self._inputs = self._shots([seed for seed in seeds if seed.is_classification is not True], False, rng)
         self._labelled = self._shots([seed for seed in seeds if seed.is_classification], True, rng)

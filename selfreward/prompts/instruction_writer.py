@@ -12,8 +12,9 @@ from selfreward.prompts.replies import TEMPLATES, failure
 from selfreward.recipe.prompt_settings import SelfInstructSettings, SourceSettings
 from selfreward.records import Task
 from selfreward.text.labelled import Labels, input_of
-from selfreward.text.lists import clean, is_refusal, read_lines, read_list
+from selfreward.text.lists import clean, read_lines, read_list
 from selfreward.text.prompt_template import Template
+from selfreward.text.refusals import is_refusal
 
 SOURCE = "self_instruct"
 

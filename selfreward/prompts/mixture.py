@@ -14,6 +14,7 @@ from selfreward.prompts.self_instruct import SelfInstructSource
 from selfreward.recipe import registry
 from selfreward.recipe.prompt_settings import PartSettings, PromptSettings, SourceSettings
 from selfreward.records import Task, derive_seed
+from selfreward.runs.stored import SEED_OF_ORDER, SEED_OF_PART
 
 
 class MixtureSource:
@@ -65,7 +66,7 @@ class MixtureSource:
                     context.count("in_several_parts")
                 found.setdefault(task.id, task)
         mixed = [*found.values()]
-        random.Random(context.derive("order")).shuffle(mixed)
+        random.Random(context.derive(SEED_OF_ORDER)).shuffle(mixed)
         return mixed
 
     def _of_part(self, place: int, context: SourceContext, nums: Sequence[int]) -> list[Task]:
@@ -73,7 +74,7 @@ class MixtureSource:
         part, source = self._parts[place]
         of_rows = self._settings.filters.names(reading=True)
         filters = context.filters if part.writes or of_rows else Filters(self._settings.filters, of_rows)
-        seed = derive_seed(context.seed, "part", place)
+        seed = derive_seed(context.seed, SEED_OF_PART, place)
         limit = part.in_flight(context.limit)
         own = replace(context, num=nums[-1], nums=nums[:-1], seed=seed, filters=filters, limit=limit)
         tasks = source.tasks(own)

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from selfreward.engines.base import Completion, SamplingParams
 from selfreward.recipe.prompt_settings import SourceSettings
-from selfreward.text.lists import is_refusal
 from selfreward.text.prompt_template import Template
+from selfreward.text.refusals import is_refusal
 
 Row = TypeVar("Row")
 TEMPLATES = Path(__file__).with_name("templates")

@@ -13,6 +13,7 @@ from selfreward.prompts.instruction_writer import SOURCE, InstructionWriter
 from selfreward.prompts.template_search import TemplateSearch
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Task
+from selfreward.runs.stored import SEED_OF_EXAMPLES, SEED_OF_ROUND
 from selfreward.runtime.progress import console
 from selfreward.text.prompt_template import Template
 
@@ -115,8 +116,8 @@ class _Rounds:
         context, writer = self._context, self._writer
         drawn = [
             (
-                writer.draw(human, machine, context.derive("examples", number, place)),
-                context.derive("round", number, place),
+                writer.draw(human, machine, context.derive(SEED_OF_EXAMPLES, number, place)),
+                context.derive(SEED_OF_ROUND, number, place),
             )
             for place in range(self._settings.requests)
         ]
@@ -131,7 +132,7 @@ class _Rounds:
 
     def _admit(self, queue: list[Task], missing: int) -> tuple[list[Task], list[Task]]:
         """Those that may bring the tasks that are missing, and the candidates that were not looked at."""
-        most = ceil(missing / self._settings.instances) if self._writer else missing
+        most = ceil(missing / self._settings.instances) if self._instance_writer else missing
         admitted = self._context.filters.filter(queue, most)
         if len(admitted) < most:
             return admitted, []

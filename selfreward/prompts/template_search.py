@@ -26,6 +26,14 @@ from selfreward.prompts.instruction_writer import InstructionWriter, Reply
 from selfreward.prompts.replies import failure, greedy, template, unwrap
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Task, TemplateTrial, content_id
+from selfreward.runs.stored import (
+    ID_OF_TEMPLATE,
+    SEED_OF_JUDGED_TRIALS,
+    SEED_OF_QUALITY,
+    SEED_OF_TRIAL,
+    SEED_OF_TRIAL_EXAMPLES,
+    SEED_OF_VARIANT,
+)
 from selfreward.text.prompt_template import Template
 from selfreward.text.scores import read_score
 
@@ -57,7 +65,7 @@ class TemplateSearch:
             machine: tasks of earlier iterations that can be examples.
         """
         # Parts of a mixture may have prompts of their own, each with its descendants.
-        origin = content_id("template", self._writer.template.text)
+        origin = content_id(ID_OF_TEMPLATE, self._writer.template.text)
         used = [each.text for each in self._context.templates if each.used and each.origin == origin]
         current = self._template(used[-1]) if used else self._writer.template
         templates = [current, *self._variants(current)]
@@ -79,7 +87,9 @@ class TemplateSearch:
         messages = self._ask.fill(prompt=current.text, places=" and ".join(dict.fromkeys(places)))
 
         async def propose(number: int) -> str | None:
-            [completion] = await self._engine.generate(messages, self._writing, [context.derive("variant", number)])
+            [completion] = await self._engine.generate(
+                messages, self._writing, [context.derive(SEED_OF_VARIANT, number)]
+            )
             if failure(completion):
                 return None
             tagged = _PROMPT.search(completion.text)
@@ -103,7 +113,10 @@ class TemplateSearch:
         """The examples and the seed of each request, the same for all prompts."""
         context, writer = self._context, self._writer
         return [
-            (writer.draw(human, machine, context.derive("trial examples", place)), context.derive("trial", place))
+            (
+                writer.draw(human, machine, context.derive(SEED_OF_TRIAL_EXAMPLES, place)),
+                context.derive(SEED_OF_TRIAL, place),
+            )
             for place in range(self._settings.template_budget)
         ]
 
@@ -139,7 +152,7 @@ class TemplateSearch:
 
     def _drawn_of(self, tasks: Sequence[Task]) -> list[Task]:
         """Those of a prompt's tasks that are looked at closely."""
-        rng = random.Random(self._context.derive("judged"))
+        rng = random.Random(self._context.derive(SEED_OF_JUDGED_TRIALS))
         return rng.sample(tasks, min(self._settings.template_budget, len(tasks)))
 
     def _qualities(self, chosen: Sequence[Sequence[Task]]) -> list[float | None]:
@@ -147,7 +160,7 @@ class TemplateSearch:
 
         async def score(task: Task) -> float | None:
             messages = self._quality.fill(instruction=task.messages[-1]["content"])
-            [completion] = await self._engine.generate(messages, self._judging, [self._context.derive("quality")])
+            [completion] = await self._engine.generate(messages, self._judging, [self._context.derive(SEED_OF_QUALITY)])
             return read_score(completion.text, 1, BEST_SCORE, cut=completion.finish_reason == "length")[0]
 
         every = iter(self._context.run_concurrently("quality", [task for tasks in chosen for task in tasks], score))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationInfo
+from pydantic_core import CoreSchema, core_schema
 
 from selfreward.recipe import upstream
 from selfreward.recipe.loader import is_stored
@@ -20,12 +23,20 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def passed_on(source: upstream.Source, reserved: dict[str, str]) -> AfterValidator:
-    """Checks a block that is handed to a library against the library's own class."""
+@dataclass(frozen=True)
+class PassedOn:
+    """Marks a block that is handed to a library's class, and checked against the one that is installed.
 
-    def check(options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    ``reserved`` has the options that the loop sets itself, each with what to do instead.
+    """
+
+    source: upstream.Source
+    reserved: Mapping[str, str]
+
+    def __get_pydantic_core_schema__(self, kind: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_after_validator_function(self._check, handler(kind))
+
+    def _check(self, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         if not is_stored(info):
-            upstream.check(options, source, reserved)
+            upstream.check(options, self.source, self.reserved)
         return options
-
-    return AfterValidator(check)

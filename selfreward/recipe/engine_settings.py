@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from selfreward.recipe import upstream
-from selfreward.recipe.base import FOREIGN, SIGN_IN, PositiveInt, Settings, passed_on
+from selfreward.recipe.base import FOREIGN, SIGN_IN, PassedOn, PositiveInt, Settings
 from selfreward.recipe.loader import OptionError, RecipeFile, RecipePath, is_stored, texts
 from selfreward.runtime import redact
 
@@ -46,7 +46,7 @@ def _no_code(options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     return options
 
 
-VLLMOptions = Annotated[dict[str, Any], passed_on(upstream.VLLM, RESERVED_VLLM), AfterValidator(_no_code)]
+VLLMOptions = Annotated[dict[str, Any], PassedOn(upstream.VLLM, RESERVED_VLLM), AfterValidator(_no_code)]
 
 
 class ModelSettings(Settings):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from selfreward.recipe import upstream
-from selfreward.recipe.base import FOREIGN, SIGN_IN, Settings, passed_on
+from selfreward.recipe.base import FOREIGN, SIGN_IN, PassedOn, Settings
 from selfreward.recipe.loader import OptionError, is_stored
 from selfreward.recipe.losses import check_losses, loss_types
 
@@ -47,9 +47,9 @@ RESERVED_LORA = {
 }
 # Initialisations of PEFT that take a part of the base weights into the adapter.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-SFTOptions = Annotated[dict[str, Any], passed_on(upstream.SFT, RESERVED_TRAINER)]
-DPOOptions = Annotated[dict[str, Any], passed_on(upstream.DPO, RESERVED_DPO)]
-LoraOptions = Annotated[dict[str, Any], passed_on(upstream.LORA, RESERVED_LORA)]
+SFTOptions = Annotated[dict[str, Any], PassedOn(upstream.SFT, RESERVED_TRAINER)]
+DPOOptions = Annotated[dict[str, Any], PassedOn(upstream.DPO, RESERVED_DPO)]
+LoraOptions = Annotated[dict[str, Any], PassedOn(upstream.LORA, RESERVED_LORA)]
 
 
 class TrainingSettings(Settings):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from selfreward.records import ImplicitReward, Judgement, PreferencePair, Prompt, R, Response
-from selfreward.run.folders import iteration_folder, iteration_of
-from selfreward.run.plan import makes_model
-from selfreward.run.run import RECORDS, Run
+from selfreward.records import PreferencePair, Prompt
+from selfreward.report.iteration_records import SAMPLED, IterationRecords
+from selfreward.runs.folders import iteration_of
+from selfreward.runs.plan import makes_model
+from selfreward.runs.run import Run
 
-STAGES = ("prompts", "responses", "judgements", "pairs")
-# Whose responses are in which records, in words.
-SAMPLED = {"responses": "response", "anchors": "anchor's response", "lookahead": "look-ahead response"}
+# What a response of each kind of records is called.
+RESPONSE = dict(zip(SAMPLED, ("response", "anchor's response", "look-ahead response"), strict=True))
 
 
 def trace(run: Run, pair_id: str) -> dict[str, Any]:
@@ -30,59 +30,48 @@ def trace(run: Run, pair_id: str) -> dict[str, Any]:
     Raises:
         ValueError: no pair, or several, with these first digits.
     """
-    iteration, pair = _find(run, pair_id)
-    prompt = next(p for p in run.records("prompts", iteration, Prompt) if p.id == pair.prompt_id)
-    parts = _parts(run, iteration)
-    markers = {name: run.stage(name, iteration).marker for name in parts}
+    records, pair = _find(run, pair_id)
+    iteration, prompt = records.iteration, records.prompts[pair.prompt_id]
+    folders = {name: run.stage(name, iteration) for name in records.stages}
+    markers = {name: folder.marker for name, folder in folders.items()}
     return {
         "run": run.recipe.name,
         "iteration": iteration,
         "pair": asdict(pair),
         "prompt": asdict(prompt),
         "parents": [asdict(parent) for parent in _parents(run, iteration, prompt)],
-        "responses": _responses(run, iteration, prompt, parts),
+        "responses": _responses(records, prompt),
         "model": _model(run, iteration),
         "judge": {k: v for k, v in markers["judgements"]["reads"]["settings"].items() if k.startswith("judge")},
         "seed": markers["responses"]["reads"]["settings"]["seed"],
         "versions": {name: marker["versions"] for name, marker in markers.items()},
-        "digests": {name: run.stage(name, iteration).digest for name in parts},
+        "digests": {name: folder.digest for name, folder in folders.items()},
     }
 
 
-def _parts(run: Run, iteration: int) -> list[str]:
-    """The stages of the iteration that its pairs were made from, and the pairs' own."""
-    read = run.stage("pairs", iteration).marker["reads"]["stages"]
-    beside = [name.rpartition("/")[2] for name in read if name.startswith(f"{iteration_folder(iteration)}/")]
-    return [*STAGES, *(name for name in beside if name not in STAGES)]
-
-
-def _responses(run: Run, iteration: int, prompt: Prompt, parts: list[str]) -> list[dict[str, Any]]:
-    def records(name: str, kind: type[R]) -> list[R]:
-        return run.records(name, iteration, kind) if RECORDS[name][0] in parts else []
-
-    votes = [*records("judgements", Judgement), *records("lookahead_judgements", Judgement)]
-    previous = records("previous_judgements", Judgement)
-    rewards = {reward.response_id: asdict(reward) for reward in records("implicit", ImplicitReward)}
+def _responses(records: IterationRecords, prompt: Prompt) -> list[dict[str, Any]]:
+    votes = [*records.judgements, *records.lookahead_judgements]
+    rewards = {reward.response_id: asdict(reward) for reward in records.implicit_rewards}
     return [
         {
             "from": name,
             **asdict(response),
             "votes": [asdict(vote) for vote in votes if response.id in vote.subject_ids],
-            "previous_votes": [asdict(vote) for vote in previous if response.id in vote.subject_ids],
+            "previous_votes": [asdict(vote) for vote in records.previous_judgements if response.id in vote.subject_ids],
             "implicit": rewards.get(response.id),
         }
         for name in SAMPLED
-        for response in records(name, Response)
+        for response in records.responses[name].values()
         if response.prompt_id == prompt.id
     ]
 
 
-def _find(run: Run, pair_id: str) -> tuple[int, PreferencePair]:
+def _find(run: Run, pair_id: str) -> tuple[IterationRecords, PreferencePair]:
+    iterations = sorted(iteration_of(path.name) for path in run.path.iterdir())
     found = [
-        (t, pair)
-        for t in sorted(iteration_of(path.name) for path in run.path.iterdir())
-        if t > 0 and run.stage("pairs", t).done
-        for pair in run.records("pairs", t, PreferencePair)
+        (records, pair)
+        for records in (IterationRecords(run, t) for t in iterations if t > 0 and run.stage("pairs", t).done)
+        for pair in records.pairs
         if pair.id.startswith(pair_id)
     ]
     if len(found) != 1:
@@ -96,7 +85,9 @@ def _find(run: Run, pair_id: str) -> tuple[int, PreferencePair]:
 
 def _parents(run: Run, iteration: int, prompt: Prompt) -> list[Prompt]:
     """The prompts that this one was made from, nearest first, as far as they are in the run."""
-    known = {p.id: p for t in range(1, iteration + 1) for p in run.records("prompts", t, Prompt)}
+    known: dict[str, Prompt] = {}
+    for t in range(1, iteration + 1):
+        known |= IterationRecords(run, t).prompts
     chain: list[Prompt] = []
     while prompt.parent_id in known and known[prompt.parent_id] not in chain:
         prompt = known[prompt.parent_id]
@@ -148,7 +139,7 @@ def _response_lines(found: dict[str, Any], response: dict[str, Any]) -> list[str
     pair = found["pair"]
     role = {pair["chosen_id"]: ", CHOSEN", pair["rejected_id"]: ", REJECTED"}.get(response["id"], "")
     ended = f"{response['num_tokens']} tokens, {response['finish_reason']}"
-    kind = "revision" if response["revises"] else SAMPLED[response["from"]]
+    kind = "revision" if response["revises"] else RESPONSE[response["from"]]
     lines = ["", f"{kind} {response['k']}{role}: {response['id']}, seed {response['seed']}, {ended}"]
     lines += [f"  by {response['model']}"] if response["from"] != "responses" else []
     lines += _indented(response["text"])
@@ -189,7 +180,7 @@ def _consistency(pair: dict[str, Any]) -> str:
 
 def _name(found: dict[str, Any], response: str) -> str:
     """How a response is called where another one speaks of it."""
-    return next(f"{SAMPLED[r['from']]} {r['k']}" for r in found["responses"] if r["id"] == response)
+    return next(f"{RESPONSE[r['from']]} {r['k']}" for r in found["responses"] if r["id"] == response)
 
 
 def _indented(text: str, by: str = "    ") -> list[str]:

@@ -2,66 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 
 from selfreward.errors import Damaged
 from selfreward.judges import panel_of
-from selfreward.records import (
-    ImplicitReward,
-    Judgement,
-    PreferencePair,
-    Prompt,
-    Rejection,
-    Response,
-    content_id,
-    derive_seed,
-)
-from selfreward.run.fingerprint import changes
-from selfreward.run.folders import iteration_folder
-from selfreward.run.plan import Step
-from selfreward.run.run import RECORDS, Run
+from selfreward.records import Judgement, PreferencePair, Response, content_id, derive_seed
+from selfreward.report.iteration_records import SAMPLED, IterationRecords
+from selfreward.runs.fingerprint import changes
+from selfreward.runs.folders import iteration_folder
+from selfreward.runs.plan import Step
 from selfreward.stages.pairs import consistencies, scores_of
-
-NEEDED = ("prompts", "responses", "judgements", "pairs")
-
-
-def is_whole(run: Run, iteration: int, whole: set[str]) -> bool:
-    """Whether everything that an iteration's pairs were made from is what the run wrote.
-
-    Args:
-        run: the run.
-        iteration: the iteration.
-        whole: the folders of the run whose marker and files are.
-    """
-    needed = {f"{iteration_folder(iteration)}/{stage}" for stage in NEEDED}
-    return needed <= whole and _read(run, iteration) <= whole
-
-
-def _read(run: Run, iteration: int) -> set[str]:
-    """The folders of the same iteration that its pairs were made from."""
-    stages = run.stage("pairs", iteration).marker["reads"]["stages"]
-    return {name for name in stages if name.startswith(f"{iteration_folder(iteration)}/")}
 
 
 class Provenance:
     """The records of one iteration that is whole, and what does not hold together in them."""
 
-    def __init__(self, run: Run, iteration: int, whole: set[str]) -> None:
-        """``whole`` as for :func:`is_whole`."""
-        self._run, self._t = run, iteration
-        # Records of an earlier recipe may lie beside those that took part.
-        self._parts = {*NEEDED, *(Path(name).name for name in _read(run, iteration))}
-        beside = ("meta", "draft_pairs") if "lookahead" in self._parts else ("meta",)
-        self._parts |= {stage for stage in beside if f"{iteration_folder(iteration)}/{stage}" in whole}
-        self._prompts = {p.id: p for p in run.records("prompts", iteration, Prompt)}
-        self._own, self._anchors, self._lookahead = (
-            {r.id: r for r in run.records(name, iteration, Response)} if name in self._parts else {}
-            for name in ("responses", "anchors", "lookahead")
-        )
-        self._judgements = {j.id: j for j in run.records("judgements", iteration, Judgement)}
-        self.pairs = run.records("pairs", iteration, PreferencePair)
+    def __init__(self, records: IterationRecords, whole: set[str]) -> None:
+        """``whole`` are the folders of the run whose marker and files are."""
+        self._records, self._whole = records, whole
+        self._run, self._t, self._prompts = records.run, records.iteration, records.prompts
+        self._own, self._anchors, self._lookahead = (records.responses[name] for name in SAMPLED)
 
     def problems(self) -> Iterator[str]:
         """What does not follow from what."""
@@ -81,7 +42,7 @@ class Provenance:
         return None
 
     def _problems(self) -> Iterator[str]:
-        run, t = self._run, self._t
+        run, t, records = self._run, self._t, self._records
         for prompt in self._prompts.values():
             if prompt.id != content_id("prompt", prompt.messages):
                 yield f"prompt {prompt.id} has another id than its messages"
@@ -91,15 +52,19 @@ class Provenance:
         yield from self._of_model("lookahead", self._lookahead, draft)
         yield from self._revisions()
         judged = {**self._own, **self._anchors}
-        yield from self._subjects("judgements", judged)
-        yield from self._subjects("previous_judgements", judged)
-        yield from self._subjects("lookahead_judgements", {**judged, **self._lookahead})
+        yield from self._subjects(records.judgements, judged)
+        yield from self._subjects(records.previous_judgements, judged)
+        yield from self._subjects(records.lookahead_judgements, {**judged, **self._lookahead})
         yield from self._rewards()
-        yield from self._pairs_of(run, "lookahead" in self._parts)
-        if "draft_pairs" in self._parts:
-            yield from self._pairs_of(run.drafting(), lookahead=False)
-        if "meta" in self._parts:
+        has_lookahead = "lookahead" in records.stages
+        yield from self._pairs_of(records, has_lookahead)
+        if has_lookahead and self._is_whole("draft_pairs"):
+            yield from self._pairs_of(records.drafting(), lookahead=False)
+        if self._is_whole("meta"):
             yield from self._judge_pairs()
+
+    def _is_whole(self, stage: str) -> bool:
+        return f"{iteration_folder(self._t)}/{stage}" in self._whole
 
     def _same_judge(self) -> bool:
         step = Step("pairs", self._t)
@@ -128,33 +93,31 @@ class Provenance:
             if r.revises and (original is None or original.revises or original.prompt_id != r.prompt_id):
                 yield f"response {r.id} revises no response to its prompt"
 
-    def _subjects(self, name: str, known: Mapping[str, Response]) -> Iterator[str]:
-        if RECORDS[name][0] not in self._parts:
-            return
-        for j in self._run.records(name, self._t, Judgement):
+    def _subjects(self, judgements: Sequence[Judgement], known: Mapping[str, Response]) -> Iterator[str]:
+        for j in judgements:
             of_prompt = all(s in known and known[s].prompt_id == j.prompt_id for s in j.subject_ids)
             compares = len(set(j.subject_ids)) == 2
             if j.prompt_id not in self._prompts or not of_prompt or (j.preference is not None and not compares):
                 yield f"judgement {j.id} judges nothing of this iteration"
 
     def _rewards(self) -> Iterator[str]:
-        if "implicit" in self._parts:
-            found = [reward.response_id for reward in self._run.records("implicit", self._t, ImplicitReward)]
-            if found != list(self._own):
-                yield "the implicit rewards are not those of the responses"
+        found = [reward.response_id for reward in self._records.implicit_rewards]
+        if "implicit" in self._records.stages and found != list(self._own):
+            yield "the implicit rewards are not those of the responses"
 
-    def _pairs_of(self, run: Run, lookahead: bool) -> Iterator[str]:
+    def _pairs_of(self, records: IterationRecords, lookahead: bool) -> Iterator[str]:
         """Looks into the iteration's pairs, or into those of its draft."""
-        pairs = run.records("pairs", self._t, PreferencePair)
         known = {**self._own, **self._anchors, **(self._lookahead if lookahead else {})}
-        scores = None if self.unproved else scores_of(run, self._t, lookahead)
-        alike = consistencies(run, self._t) if "previous_judgements" in self._parts and not self.unproved else None
-        for pair in pairs:
+        scores = alike = None
+        if not self.unproved:
+            scores = scores_of(records.run, self._t, lookahead)
+            alike = consistencies(records.run, self._t) if "previous_judgements" in self._records.stages else None
+        for pair in records.pairs:
             counted = scores is None or _scores(pair) == [scores.get(pair.chosen_id), scores.get(pair.rejected_id)]
             agreed = pair.consistency == alike.get(pair.prompt_id) if alike else True
             if not (counted and agreed and self._is_linked(pair, known)):
                 yield f"pair {pair.id} does not follow from its prompt, responses and judgements"
-        ended = {x.prompt_id for x in pairs} | {x.prompt_id for x in run.records("rejections", self._t, Rejection)}
+        ended = {pair.prompt_id for pair in records.pairs} | {each.prompt_id for each in records.rejections}
         if ended != set(self._prompts):
             yield f"{len(ended ^ set(self._prompts))} prompts are neither a pair nor a rejection"
 
@@ -175,20 +138,23 @@ class Provenance:
 
     def _judge_pairs(self) -> Iterator[str]:
         """A verdict compares two judgements of one response, and a judge pair is made of two that were compared."""
+        judgements = {judgement.id: judgement for judgement in self._records.judgements}
         compared: set[str] = set()
-        for verdict in self._run.records("meta", self._t, Judgement):
+        for verdict in self._records.verdicts:
             compared |= set(verdict.subject_ids)
-            if not self._are_of_one(verdict.subject_ids):
+            if not _are_of_one(judgements, verdict.subject_ids):
                 yield f"verdict {verdict.id} compares nothing of this iteration"
-        for pair in self._run.records("judge_pairs", self._t, PreferencePair):
+        for pair in self._records.judge_pairs:
             ids = [pair.chosen_id, pair.rejected_id]
-            linked = pair.id == content_id("pair", *ids) and set(ids) <= compared and self._are_of_one(ids)
-            if not linked or _texts(pair) != [self._judgements[name].raw_text for name in ids]:
+            linked = pair.id == content_id("pair", *ids) and set(ids) <= compared and _are_of_one(judgements, ids)
+            if not linked or _texts(pair) != [judgements[name].raw_text for name in ids]:
                 yield f"judge pair {pair.id} does not follow from its judgements"
 
-    def _are_of_one(self, judgements: Iterable[str]) -> bool:
-        found = [self._judgements.get(name) for name in judgements]
-        return None not in found and len({tuple(j.subject_ids) for j in found if j is not None}) == 1
+
+def _are_of_one(judgements: Mapping[str, Judgement], ids: Iterable[str]) -> bool:
+    """Whether judgements are there, and of one response."""
+    found = [judgements.get(each) for each in ids]
+    return None not in found and len({tuple(j.subject_ids) for j in found if j is not None}) == 1
 
 
 def _texts(pair: PreferencePair) -> list[str]:

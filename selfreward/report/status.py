@@ -7,10 +7,10 @@ from typing import Any
 
 from rich.table import Table
 
-from selfreward.run.folders import SET_ASIDE
-from selfreward.run.history import stale
-from selfreward.run.plan import plan
-from selfreward.run.run import Run
+from selfreward.runs.history import stale
+from selfreward.runs.plan import plan
+from selfreward.runs.run import Run
+from selfreward.runs.stored import SET_ASIDE
 from selfreward.runtime.lock import holder
 
 # Figures of the table: heading, stage and name. `evaluate` of iteration t measures M_{t+1}.

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from selfreward.recipe.loader import suggest
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
 
 
 class Trackers:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from selfreward.errors import Damaged
-from selfreward.report.provenance import Provenance, is_whole
-from selfreward.run.folders import MARKER, METRICS, ORIGIN, RECIPE, StageFolder, iteration_of
-from selfreward.run.run import Run
+from selfreward.report.iteration_records import IterationRecords
+from selfreward.report.provenance import Provenance
+from selfreward.runs.folders import StageFolder, iteration_of
+from selfreward.runs.run import Run
+from selfreward.runs.stored import ENVIRONMENT, MARKER, METRICS, ORIGIN, RECIPE
 from selfreward.runtime.atomic import is_whole_line, read_sealed
 
 
@@ -59,17 +61,18 @@ def verify(path: Path) -> Report:
 
 def _check_links(run: Run, iteration: int, whole: set[str], report: Report) -> None:
     """Adds which records of an iteration don't follow from others, if all that they come from is whole."""
-    if not is_whole(run, iteration, whole):
+    records = IterationRecords(run, iteration)
+    if not records.are_among(whole):
         return
-    provenance = Provenance(run, iteration, whole)
+    provenance = Provenance(records, whole)
     report.problems += provenance.problems()
-    report.pairs += len(provenance.pairs)
+    report.pairs += len(records.pairs)
     if provenance.unproved:
         report.unproved.append(f"iteration {iteration} were not counted again: {provenance.unproved}")
 
 
 def _loose_files(root: Path) -> Iterator[str]:
-    for name in (RECIPE, "environment.json", ORIGIN):
+    for name in (RECIPE, ENVIRONMENT, ORIGIN):
         path = root / name
         if path.is_file():
             try:

@@ -19,7 +19,7 @@ from selfreward.launchers.base import Launcher
 from selfreward.launchers.layout import GPUSlot, gpu_slot, replicas
 from selfreward.launchers.logs import Log
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
 from selfreward.serving import weight_check
 
 # Tokens at the end of each probe that are also asked for in the way of a sample.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from selfreward.run.run import Run
-from selfreward.run.stages import Summary
+from selfreward.runs.run import Run
+from selfreward.runs.stages import Summary
 from selfreward.serving.engines import Engines
 from selfreward.stages.responses import sample_with
 

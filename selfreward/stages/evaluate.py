@@ -18,9 +18,10 @@ from selfreward.prompts.dataset import read_held_out
 from selfreward.prompts.seed_data import read_graded
 from selfreward.recipe import registry
 from selfreward.records import Agreement, Graded, Judgement, Measurement, Prompt, Response, content_id, derive_seed
-from selfreward.run.journal import Journal
-from selfreward.run.run import Run
-from selfreward.run.stages import Summary
+from selfreward.runs.journal import Journal
+from selfreward.runs.run import Run
+from selfreward.runs.stages import Summary
+from selfreward.runs.stored import ID_OF_HELD_OUT, POLICY, SEED_OF_EVALUATION, SEED_OF_HELD_OUT_JUDGE
 from selfreward.serving.engines import Engines
 from selfreward.stages.judgements import Job, Voting
 
@@ -55,7 +56,7 @@ class Evaluation:
         return summary
 
     def _respond(self, prompts: Sequence[Prompt]) -> Summary:
-        policy = JournaledEngine(self._engines.policy(self._model), self._journal, "policy")
+        policy = JournaledEngine(self._engines.policy(self._model), self._journal, POLICY)
         measurements = measure(self._run, policy, prompts, self._engines.in_flight)
         self._folder.write("records.jsonl", measurements)
         summary: Summary = dict(summarize(measurements, self._settings.pass_score))
@@ -121,7 +122,7 @@ class Evaluation:
     def _job(self, prompt: Prompt, texts: Sequence[str]) -> Job:
         """Held-out responses to one prompt, judged with the same seeds for every model."""
         responses = [_held_out(prompt, text) for text in dict.fromkeys(texts)]
-        return Job(prompt, responses, derive_seed(self._run.recipe.seed, "held-out", prompt.id))
+        return Job(prompt, responses, derive_seed(self._run.recipe.seed, SEED_OF_HELD_OUT_JUDGE, prompt.id))
 
 
 def _scores_of(panel: Panel, job: Job, judgements: Sequence[Judgement]) -> list[float | None]:
@@ -132,7 +133,7 @@ def _scores_of(panel: Panel, job: Job, judgements: Sequence[Judgement]) -> list[
 
 
 def _held_out(prompt: Prompt, text: str) -> Response:
-    return Response(content_id("held-out", prompt.id, text), prompt.id, 0, text, "stop", 0, 0, "")
+    return Response(content_id(ID_OF_HELD_OUT, prompt.id, text), prompt.id, 0, text, "stop", 0, 0, "")
 
 
 def measure(run: Run, engine: Sampler, prompts: Sequence[Prompt], limit: int) -> list[Measurement]:
@@ -143,7 +144,7 @@ def measure(run: Run, engine: Sampler, prompts: Sequence[Prompt], limit: int) ->
     greedy = SamplingParams(0.0, 1.0, sampled.max_tokens)
 
     async def one(prompt: Prompt) -> list[Measurement]:
-        seeds = [derive_seed(run.recipe.seed, "evaluate", prompt.id, k) for k in range(settings.n)]
+        seeds = [derive_seed(run.recipe.seed, SEED_OF_EVALUATION, prompt.id, k) for k in range(settings.n)]
         many, single = await asyncio.gather(
             engine.generate(prompt.messages, sampled, seeds), engine.generate(prompt.messages, greedy, [0])
         )

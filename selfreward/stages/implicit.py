@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from selfreward.engines.concurrency import run_concurrently
 from selfreward.engines.journaled import JournaledEngine
 from selfreward.records import ImplicitReward, Prompt, Response
-from selfreward.run.journal import Journal
-from selfreward.run.run import Run
-from selfreward.run.stages import Summary
+from selfreward.runs.journal import Journal
+from selfreward.runs.run import Run
+from selfreward.runs.stages import Summary
+from selfreward.runs.stored import LOGPROB
 from selfreward.serving.engines import Engines
 from selfreward.text.chat import ChatEncoder, load_tokenizer
 
@@ -83,7 +84,7 @@ def _logprobs(
             figures = await policy.logprobs(text.ids)
             return None if figures is None else sum(figures[-text.num :])
 
-        return [await engine.once(["logprob", text.ids, text.num], ask)]
+        return [await engine.once([LOGPROB, text.ids, text.num], ask)]
 
     found, seconds = run_concurrently(f"log-probabilities by {name}", texts, total, lambda _: 0, engines.in_flight)
     return found, engine.summary(seconds).get("resumed", 0)

@@ -12,9 +12,10 @@ from selfreward.engines.replica_pool import Pool
 from selfreward.judges import BoundJudge, panel_of
 from selfreward.judges.verdicts import position_figures
 from selfreward.records import Judgement, Prompt, Response, by_prompt, derive_seed
-from selfreward.run.journal import Journal
-from selfreward.run.run import Run
-from selfreward.run.stages import Summary
+from selfreward.runs.journal import Journal
+from selfreward.runs.run import Run
+from selfreward.runs.stages import Summary
+from selfreward.runs.stored import JUDGE, SEED_OF_JUDGE
 from selfreward.serving.engines import Engines
 from selfreward.stages.responses import anchors
 
@@ -69,7 +70,7 @@ class Voting:
 
     def seed(self, prompt: Prompt) -> int:
         """What every choice of the judges derives from, for one prompt."""
-        return derive_seed(self._run.recipe.seed, self._iteration, "judge", prompt.id)
+        return derive_seed(self._run.recipe.seed, self._iteration, SEED_OF_JUDGE, prompt.id)
 
     def judge_all(
         self, engines: Engines, model: str, journal: Journal, jobs: Sequence[Job], name: str
@@ -141,7 +142,7 @@ def engine_of(bound: BoundJudge, engines: Engines, model: str) -> Pool:
 
 def role(bound: BoundJudge) -> str:
     """What tells requests apart that go to different engines."""
-    return "judge" if bound.is_policy else f"judge {bound.served_by}"
+    return JUDGE if bound.is_policy else f"{JUDGE} {bound.served_by}"
 
 
 def subjects(run: Run, iteration: int) -> list[Response]:

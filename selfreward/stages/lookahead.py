@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from selfreward.engines.journaled import JournaledEngine
 from selfreward.records import Prompt, Response, by_prompt
-from selfreward.run.journal import Journal
-from selfreward.run.run import Run
-from selfreward.run.stages import Summary
+from selfreward.runs.journal import Journal
+from selfreward.runs.run import Run
+from selfreward.runs.stages import Summary
+from selfreward.runs.stored import POLICY
 from selfreward.serving.engines import Engines
 from selfreward.stages.judgements import Job, Voting, subjects, summarize
 from selfreward.stages.responses import Sampling
@@ -41,7 +42,7 @@ def _sample(
 ) -> tuple[list[Response], Summary]:
     sampling = Sampling(run, iteration, "lookahead")
     draft = engines.policy(str(run.drafting().stage("model", iteration).path))
-    engine = JournaledEngine(draft, journal, "policy")
+    engine = JournaledEngine(draft, journal, POLICY)
     responses, seconds = sampling.everything(engine, prompts, "look-ahead responses", engines.in_flight)
     return responses, engine.summary(seconds)
 

@@ -19,8 +19,9 @@ from selfreward.judges.meta_judge import (
 from selfreward.judges.verdicts import position_figures
 from selfreward.recipe.judge_settings import MetaSettings
 from selfreward.records import Judgement, Prompt, Rejection, Response, by_prompt, derive_seed
-from selfreward.run.run import Run
-from selfreward.run.stages import Summary
+from selfreward.runs.run import Run
+from selfreward.runs.stages import Summary
+from selfreward.runs.stored import META_JUDGE, SEED_OF_META_JUDGE
 from selfreward.selection.pair_selectors import Outcome
 from selfreward.serving.engines import Engines
 from selfreward.stages.pairs import trainable
@@ -83,10 +84,10 @@ def _compare(
     meta_judge = MetaJudge(_settings(run), run.recipe.judge)
     policy = engines.policy(run.model_path(iteration))
     with run.stage("meta", iteration).journal() as journal:
-        engine = JournaledEngine(policy, journal, "meta")
+        engine = JournaledEngine(policy, journal, META_JUDGE)
 
         async def compare(dispute: Dispute) -> list[Judgement]:
-            seed = derive_seed(run.recipe.seed, iteration, "meta", dispute.prompt.id)
+            seed = derive_seed(run.recipe.seed, iteration, SEED_OF_META_JUDGE, dispute.prompt.id)
             return await meta_judge.compare(engine, dispute, seed, run.model_name(engine.model))
 
         verdicts, seconds = run_concurrently(

@@ -7,8 +7,9 @@ import asyncio
 from selfreward.engines.concurrency import run_concurrently
 from selfreward.engines.journaled import JournaledEngine
 from selfreward.records import Judgement, Prompt, Response, by_prompt
-from selfreward.run.run import Run
-from selfreward.run.stages import Summary
+from selfreward.runs.run import Run
+from selfreward.runs.stages import Summary
+from selfreward.runs.stored import JUDGE, POLICY
 from selfreward.serving.engines import Engines
 from selfreward.stages import judgements, responses
 from selfreward.stages.judgements import Job
@@ -28,7 +29,7 @@ def sample_and_judge(run: Run, iteration: int, engines: Engines) -> tuple[Summar
     anchors = by_prompt(responses.anchors(run, iteration))
     engine = engines.policy(run.model_path(iteration))
     with sampled.journal() as first, judged.journal() as second:
-        policy, judge = JournaledEngine(engine, first, "policy"), JournaledEngine(engine, second, "judge")
+        policy, judge = JournaledEngine(engine, first, POLICY), JournaledEngine(engine, second, JUDGE)
 
         async def votes(prompt: Prompt, subjects: list[Response]) -> list[Judgement]:
             return await voting.votes(judge, Job(prompt, subjects, voting.seed(prompt)))

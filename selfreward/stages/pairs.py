@@ -19,9 +19,9 @@ from selfreward.records import (
     Response,
     by_prompt,
 )
-from selfreward.run.plan import names
-from selfreward.run.run import Run
-from selfreward.run.stages import Summary
+from selfreward.runs.plan import names
+from selfreward.runs.run import Run
+from selfreward.runs.stages import Summary
 from selfreward.selection.pair_filters import (
     agreeing,
     anchored,

@@ -16,10 +16,10 @@ from selfreward.prompts.filters.base import Filters
 from selfreward.recipe import registry
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Difficulty, Judgement, Prompt, R, Removal, Response, Task, TemplateTrial, by_prompt
-from selfreward.run.journal import Journal
-from selfreward.run.plan import keeps_tasks, reads_difficulty, reads_past, searches_templates
-from selfreward.run.run import RECORDS, Run
-from selfreward.run.stages import Summary
+from selfreward.runs.journal import Journal
+from selfreward.runs.plan import keeps_tasks, reads_difficulty, reads_past, searches_templates
+from selfreward.runs.run import RECORDS, Run
+from selfreward.runs.stages import Summary
 from selfreward.runtime.progress import console
 from selfreward.serving.engines import Engines
 

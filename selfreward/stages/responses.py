@@ -11,10 +11,11 @@ from selfreward.engines import Sampler, SamplingParams
 from selfreward.engines.concurrency import run_concurrently
 from selfreward.engines.journaled import JournaledEngine
 from selfreward.records import Prompt, Response, by_prompt, content_id, derive_seed
-from selfreward.run.folders import StageFolder
-from selfreward.run.plan import names
-from selfreward.run.run import Run
-from selfreward.run.stages import Summary
+from selfreward.runs.folders import StageFolder
+from selfreward.runs.plan import names
+from selfreward.runs.run import Run
+from selfreward.runs.stages import Summary
+from selfreward.runs.stored import POLICY
 from selfreward.runtime.atomic import write_bytes
 from selfreward.serving.engines import Engines
 from selfreward.stages.revision import Constitution, demonstrations
@@ -31,7 +32,7 @@ def sample_with(run: Run, iteration: int, engines: Engines, model: str, stage: s
     prompts = run.records("prompts", iteration, Prompt)
     policy = engines.policy(model)
     with folder.journal() as journal:
-        engine = JournaledEngine(policy, journal, "policy")
+        engine = JournaledEngine(policy, journal, POLICY)
         responses, seconds = sampling.everything(engine, prompts, stage, engines.in_flight)
     write(folder, prompts, responses)
     return summarize(responses) | engine.summary(seconds)

@@ -9,6 +9,7 @@ from pathlib import Path
 from selfreward.engines import Completion, Sampler, SamplingParams
 from selfreward.recipe.response_settings import ResponseSettings
 from selfreward.records import Message, Prompt, Response, content_id, derive_seed
+from selfreward.runs.stored import SEED_OF_CRITIQUE, SEED_OF_PRINCIPLES, SEED_OF_REVISION
 from selfreward.text.prompt_template import Template
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -39,12 +40,12 @@ class Constitution:
         revision = Completion(response.text, "stop", response.num_tokens)
         for turn, principle in enumerate(principles):
             given = {"prompt": prompt.text, "response": revision.text, "principle": principle}
-            critique = await self._ask(engine, self._critique.fill(**given), derive_seed(seed, "critique", turn))
+            critique = await self._ask(engine, self._critique.fill(**given), derive_seed(seed, SEED_OF_CRITIQUE, turn))
             if critique is None:
                 return []
             critiques.append(critique.text.strip())
             messages = self._revision.fill(**given, critique=critiques[-1])
-            answer = await self._ask(engine, messages, derive_seed(seed, "revision", turn))
+            answer = await self._ask(engine, messages, derive_seed(seed, SEED_OF_REVISION, turn))
             if answer is None:
                 return []
             revision = answer
@@ -66,7 +67,7 @@ class Constitution:
 
     def _drawn(self, seed: int) -> list[str]:
         """A principle for each turn, none a second time before all have had theirs."""
-        order = random.Random(derive_seed(seed, "principles")).sample(self._principles, len(self._principles))
+        order = random.Random(derive_seed(seed, SEED_OF_PRINCIPLES)).sample(self._principles, len(self._principles))
         return [order[turn % len(order)] for turn in range(self._num_turns)]
 
     async def _ask(self, engine: Sampler, messages: list[Message], seed: int) -> Completion | None:

@@ -5,8 +5,8 @@ Under ``accelerate launch`` every rank runs this function; the first one writes.
 
 from __future__ import annotations
 
-from selfreward.run.run import Run
-from selfreward.run.stages import Summary
+from selfreward.runs.run import Run
+from selfreward.runs.stages import Summary
 from selfreward.serving.engines import Engines
 
 

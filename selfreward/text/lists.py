@@ -30,12 +30,6 @@ _FENCE = re.compile(r"^[ \t]*(?:```|~~~)")
 _RULE = re.compile(r"[ \t]*([*_=#-])(?:[ \t]*\1){2,}[ \t]*")
 _HEADING = re.compile(r"#{1,6}[ \t].*|(\*\*|__)[^*_]+\1:?|.*:[*_]*")
 _APOSTROPHE = "['’]"  # noqa: RUF001
-_REFUSAL = re.compile(
-    rf"\W*(?:(?:(?:i|we) ?{_APOSTROPHE}?(?:am|m|are|re) )?(?:very |so |truly )?sorry\b|i apologi[sz]e\b|"
-    rf"as an? (?:ai|large|language)\b|(?:unfortunately,? )?i (?:can ?{_APOSTROPHE}?t|can ?not|won{_APOSTROPHE}?t|"
-    rf"am (?:unable|not able)|must decline)\b|i{_APOSTROPHE}m (?:unable|not able)\b)",
-    re.IGNORECASE,
-)
 # What a model says before it begins: "Sure!", "Here are some:", "New tasks:".
 _TALK = re.compile(
     r"\W*(?:(?:sure|certainly|of course|absolutely|okay|ok|great|got it)[!,.:]|"
@@ -56,9 +50,9 @@ class _Item:
     lines: list[str]
 
 
-def is_refusal(text: str) -> bool:
-    """Whether an output begins as refusals do, and holds no list."""
-    return _REFUSAL.match(text) is not None and not any(map(_mark, text.splitlines()))
+def has_list(text: str) -> bool:
+    """Whether a line of an output begins as items of a list do."""
+    return any(map(_mark, text.splitlines()))
 
 
 def read_list(text: str, begins: int = 1) -> list[str] | None:

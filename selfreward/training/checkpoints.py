@@ -23,7 +23,7 @@ from transformers.trainer_pt_utils import get_model_param_count
 from selfreward.errors import Stopped
 from selfreward.runtime import shutdown
 from selfreward.runtime.progress import console
-from selfreward.training.whole_folder import discard, mark, marked, require_room, size
+from selfreward.runtime.whole_folder import discard, mark, marked, require_room, size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments

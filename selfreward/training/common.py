@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
-from transformers.integrations import TensorBoardCallback, unset_hf_deepspeed_config
+from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_pt_utils import get_model_param_count
 
 from selfreward.launchers.batch import shared_batch
 from selfreward.records import derive_seed
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
+from selfreward.runs.stored import SEED_OF_TRAINING
 from selfreward.runtime.gpus import has_gpu
 from selfreward.runtime.progress import track
+from selfreward.runtime.whole_folder import discard, mark, marked, require_room
 from selfreward.text.chat import model_errors
 from selfreward.training.checkpoints import Checkpoints
 from selfreward.training.finite import LOWER
 from selfreward.training.gather import save_trained
-from selfreward.training.whole_folder import discard, mark, marked, require_room
+from selfreward.training.upstream_internals import keep_event_files
 
 FIGURES = ("rewards/accuracies", "rewards/margins")
 
@@ -76,7 +78,7 @@ def trainer_options(run: Run, iteration: int, options: dict[str, Any]) -> dict[s
         "save_strategy": "steps",
         "run_name": f"{run.recipe.name}-{iteration}{'-draft' if run.draft else ''}",
         "report_to": run.recipe.tracking.report_to or "none",
-        "seed": derive_seed(run.recipe.seed, iteration, "train") % 2**31,
+        "seed": derive_seed(run.recipe.seed, iteration, SEED_OF_TRAINING) % 2**31,
         # Otherwise the trainer logs an average in the place of a loss that is not a number.
         "logging_nan_inf_filter": False,
     }
@@ -176,7 +178,7 @@ def train(trainer: Trainer, run: Run, iteration: int) -> dict[str, Any]:
     checkpoints, watch = Checkpoints(trainer), Watch(run, iteration)
     for callback in (checkpoints, watch):
         trainer.add_callback(callback)
-    _keep_event_files(trainer, run.path / "tracking" / run.stage("train", iteration).name)
+    keep_event_files(trainer, run.path / "tracking" / run.stage("train", iteration).name)
     newest = checkpoints.newest()
     if newest is not None:
         state = TrainerState.load_from_json(str(newest / "trainer_state.json"))
@@ -227,10 +229,3 @@ def mean_loss(state: TrainerState) -> float:
         if "loss" in entry:
             total, last = total + float(entry["loss"]) * (entry["step"] - last), entry["step"]
     return total / last
-
-
-def _keep_event_files(trainer: Trainer, folder: Path) -> None:
-    """TensorBoard's files would stand beside the checkpoints, and be removed with them."""
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
-            callback.logging_dir = str(folder)

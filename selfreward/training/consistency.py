@@ -10,20 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 from transformers import Trainer
 
 from selfreward.training.finite import FiniteDPOTrainer
+from selfreward.training.upstream_internals import consistent_loss
 
 COLUMN = "consistency"
 
 
 class _Consistent(Trainer):
-    """Brings C in where TRL's loss calls ``logsigmoid``.
-
-    That loss weighs no single pairs, and is one branch of a long function. What TRL's other options do (loss_weights,
-    ld_alpha, use_weighting) stays around it.
-    """
+    """Brings C in where TRL's loss calls ``logsigmoid``."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -34,10 +30,8 @@ class _Consistent(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, of a batch with the column ``consistency``."""
         others = {name: value for name, value in inputs.items() if name != COLUMN}
-        with _TurnedAround(inputs[COLUMN]) as turned:
-            loss = super().compute_loss(model, others, *args, **kwargs)
-        assert turned.calls == 1, f"the sigmoid loss of the installed trl calls logsigmoid {turned.calls} times"
-        return loss
+        with consistent_loss(inputs[COLUMN]):
+            return super().compute_loss(model, others, *args, **kwargs)
 
 
 class ConsistentDPOTrainer(_Consistent, FiniteDPOTrainer):
@@ -53,19 +47,3 @@ class _WithConsistency:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = self.collator(examples)
         return {**batch, COLUMN: torch.tensor([example[COLUMN] for example in examples])}
-
-
-class _TurnedAround(TorchFunctionMode):
-    """Takes (1 - C) x from the log sigmoid of each pair's margin x."""
-
-    def __init__(self, consistency: torch.Tensor) -> None:
-        super().__init__()
-        self._consistency = consistency
-        self.calls = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func is torch.nn.functional.logsigmoid and args[0].shape == self._consistency.shape:
-            self.calls += 1
-            return result - (1 - self._consistency) * args[0]
-        return result

@@ -18,9 +18,10 @@ from transformers.distributed.fsdp import is_fsdp_enabled
 from trl import DPOConfig
 
 from selfreward.launchers.batch import DEFAULT_BATCH, PER_DEVICE
-from selfreward.run.plan import reference_of
-from selfreward.run.run import Run
+from selfreward.runs.plan import reference_of
+from selfreward.runs.run import Run
 from selfreward.runtime.atomic import sync_tree
+from selfreward.runtime.whole_folder import discard
 from selfreward.text.chat import ChatEncoder, load_tokenizer
 from selfreward.training.common import (
     arguments,
@@ -37,7 +38,7 @@ from selfreward.training.finite import FiniteDPOTrainer
 from selfreward.training.merge import merge_adapter, prove
 from selfreward.training.probes import NUM_TEXTS, probe_ids
 from selfreward.training.quantized import load_options, widen_adapter
-from selfreward.training.whole_folder import discard
+from selfreward.training.upstream_internals import drop_reference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,8 +96,7 @@ def train_adapter(run: Run, iteration: int, args: DPOConfig) -> dict[str, Any]:
     if run.recipe.training.load_in_4bit:
         widen_adapter(trainer)
     if args.precompute_ref_log_probs:
-        # Its figures are in the rows by now, and its memory is free when the training begins.
-        trainer.ref_model = None
+        drop_reference(trainer)
     added = {source: len(rows) for source, rows in by_source.items() if source != "pairs"}
     summary = {"examples": len(rows), **added, **left_out, **train(trainer, run, iteration)}
     keep_trained(trainer, checkpoints_folder(run, iteration), summary)

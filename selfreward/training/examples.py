@@ -10,8 +10,9 @@ from typing import Any
 from selfreward.judges import panel_of
 from selfreward.prompts.seed_data import read_graded
 from selfreward.records import PreferencePair, derive_seed
-from selfreward.run.plan import names
-from selfreward.run.run import Run
+from selfreward.runs.plan import names
+from selfreward.runs.run import Run
+from selfreward.runs.stored import SEED_OF_REHEARSAL, SEED_OF_REPLAY
 from selfreward.text.chat import ChatEncoder, fits
 
 Row = dict[str, Any]
@@ -91,7 +92,7 @@ def _replayed(run: Run, iteration: int, num: int) -> list[Row]:
     # A draft of M_{t+1} is trained in the place of M_{t+1}: what it replays are no pairs of drafts.
     made = Run(run.path, run.recipe)
     earlier = [pair for t in range(1, iteration) for pair in made.records("pairs", t, PreferencePair)]
-    rng = random.Random(derive_seed(run.recipe.seed, iteration, "replay"))
+    rng = random.Random(derive_seed(run.recipe.seed, iteration, SEED_OF_REPLAY))
     return [_row(pair) for pair in rng.sample(earlier, min(num, len(earlier)))]
 
 
@@ -104,7 +105,7 @@ def _rehearsed(run: Run, iteration: int, num: int) -> list[Row]:
     assert run.recipe.seed_data is not None
     assert run.recipe.seed_data.eft is not None
     examples = panel_of(run.recipe).examples(read_graded(run.recipe.seed_data.eft))
-    rng = random.Random(derive_seed(run.recipe.seed, iteration, "rehearsal"))
+    rng = random.Random(derive_seed(run.recipe.seed, iteration, SEED_OF_REHEARSAL))
     chosen = rng.sample(examples, min(num, len(examples)))
     verdicts = [[{"role": "assistant", "content": example.judgement}] for example in chosen]
     return [

@@ -8,7 +8,7 @@ import torch
 from transformers import Trainer
 from trl import DPOTrainer, SFTTrainer
 
-from selfreward.training.precision import WidePrecision
+from selfreward.training.upstream_internals import WidePrecision
 
 LOWER = "Lower the learning_rate, or set max_grad_norm"
 

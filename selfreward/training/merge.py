@@ -8,7 +8,6 @@ model is loaded in float32 instead.
 from __future__ import annotations
 
 import copy
-import os
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,8 +22,9 @@ from peft.utils import load_peft_weights
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 
 from selfreward.records import derive_seed
-from selfreward.run.run import Run
-from selfreward.runtime.atomic import sync, sync_tree
+from selfreward.runs.run import Run
+from selfreward.runs.stored import SEED_OF_ROUNDING
+from selfreward.runtime.whole_folder import require_room, written_whole
 from selfreward.serving.weight_check import LogProbs, Probes, require_merged
 from selfreward.text.chat import load_tokenizer
 from selfreward.training.common import load_alone
@@ -32,7 +32,6 @@ from selfreward.training.finite import LOWER
 from selfreward.training.probes import log_probs
 from selfreward.training.rounding import round_stochastically
 from selfreward.training.weights import LazyModel, Weights, open_lazily, weighed, write_shards
-from selfreward.training.whole_folder import discard, require_room
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -178,7 +177,7 @@ def _cast(name: str, weight: torch.Tensor, run: Run, iteration: int) -> torch.Te
     """A tensor in the recipe's dtype, rounded alike however the model is split into files."""
     if not weight.is_floating_point():
         return weight
-    weight = round_stochastically(weight, _dtype(run), derive_seed(run.recipe.seed, iteration, "round", name))
+    weight = round_stochastically(weight, _dtype(run), derive_seed(run.recipe.seed, iteration, SEED_OF_ROUNDING, name))
     if not bool(weight.isfinite().all()):
         raise ValueError(f"the trained model of iteration {iteration} has weights that are not numbers. {LOWER}")
     return weight.contiguous()
@@ -191,20 +190,10 @@ def _new_model(run: Run, source: str, iteration: int, num_bytes: int) -> Iterato
     It gets the tokenizer and chat template, and its name, once all of it is on the disk.
     """
     path = run.stage("model", iteration).path
-    temporary = path.with_name(f"{path.name}.tmp")
-    discard(temporary)
-    require_room(path, num_bytes, f"the model of iteration {iteration}")
-    temporary.mkdir()
-    try:
-        yield temporary
-        load_tokenizer(source, run.recipe.model).save_pretrained(temporary)
-        sync_tree(temporary)
-    except BaseException:
-        discard(temporary)
-        raise
-    discard(path)
-    os.replace(temporary, path)
-    sync(path.parent)
+    with written_whole(path) as folder:
+        require_room(path, num_bytes, f"the model of iteration {iteration}")
+        yield folder
+        load_tokenizer(source, run.recipe.model).save_pretrained(folder)
 
 
 def _figures(path: str, run: Run, ids: list[list[int]], dtype: torch.dtype) -> LogProbs:

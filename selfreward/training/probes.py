@@ -55,7 +55,7 @@ def log_probs(model: torch.nn.Module, texts: Sequence[Sequence[int]]) -> LogProb
     figures: list[list[float]] = []
     for text, ids, given in zip(texts, tokens, logits, strict=True):
         end = len(text)
-        chosen = given[: end - 1].float().log_softmax(-1).run_concurrently(-1, ids[1:end, None]).squeeze(-1)
+        chosen = given[: end - 1].float().log_softmax(-1).gather(-1, ids[1:end, None]).squeeze(-1)
         if not bool(chosen.isfinite().all()):
             raise ValueError(f"the trained model gives log-probabilities that are not numbers. {LOWER}")
         figures.append(chosen.tolist())

@@ -12,7 +12,7 @@ from trl import SFTConfig
 from selfreward.judges import panel_of
 from selfreward.launchers.batch import DEFAULT_BATCH, PER_DEVICE
 from selfreward.prompts.seed_data import read_demonstrations, read_graded
-from selfreward.run.run import Run
+from selfreward.runs.run import Run
 from selfreward.text.chat import ChatEncoder, load_tokenizer
 from selfreward.training.common import (
     arguments,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import cpu_offload, init_empty_weights
@@ -18,13 +18,19 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations import unset_hf_deepspeed_config
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import get_checkpoint_shard_files
 
 from selfreward.text.chat import model_errors
+from selfreward.training.upstream_internals import (
+    find_file,
+    is_converted,
+    load_generation_config,
+    stays_in_float32,
+    whole_layers,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -113,17 +119,15 @@ def open_lazily(path: str, settings: ModelSettings, dtype: torch.dtype) -> LazyM
     for name, buffer in model.named_buffers():
         if name in places:
             buffer.copy_(weights[name])
-    _load_generation_config(model, path, revision)
+    if model.can_generate():
+        load_generation_config(model, path, revision)
     stored = {name: tensor.to("meta") for name, tensor in model.state_dict().items() if places[name][1] == name}
     return LazyModel(model.float().eval(), weights, stored)
 
 
 def _files(path: str, revision: str | None) -> dict[str, str]:
     """The file of each tensor by the name that it has there; none where there are no safetensors."""
-    found = {
-        name: cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-        for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
-    }
+    found = {name: find_file(path, name, revision) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)}
     if whole := found[SAFE_WEIGHTS_NAME]:
         with safe_open(whole, framework="pt") as file:
             return dict.fromkeys(file.keys(), whole)
@@ -146,10 +150,7 @@ def _places(model: PreTrainedModel, files: Mapping[str, str], dtype: torch.dtype
 
     The files may hold others besides, which transformers leaves out as well.
     """
-    changes = get_model_conversion_mapping(model)
-    if any(change.rename_source_key(name)[1] for change in changes for name in files):
-        return None
-    if dtype != torch.float32 and (model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict):
+    if is_converted(model, files) or (dtype != torch.float32 and stays_in_float32(model)):
         return None
     names = defaultdict(list)
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -176,15 +177,6 @@ def _shapes(places: Mapping[str, tuple[str, str]]) -> dict[str, torch.Size]:
     return shapes
 
 
-def _load_generation_config(model: PreTrainedModel, path: str, revision: str | None) -> None:
-    """As ``from_pretrained`` does it: from its own file, or from the options that older models have in theirs."""
-    if not model.can_generate():
-        return
-    known = cached_file(path, GENERATION_CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False)
-    source: dict[str, Any] = {} if known else {"config_file_name": CONFIG_NAME, "_from_model_config": True}
-    model.generation_config = GenerationConfig.from_pretrained(path, **source, revision=revision or "main")
-
-
 @contextmanager
 def weighed(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """Lets a model on the meta device compute: each layer gets its weights when it is called, and gives them back.
@@ -196,7 +188,7 @@ def weighed(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> Iter
     # What reaches into a module without calling it are a model's layers, and those of an adapter.
     wrappers = (BaseTunerLayer, AuxiliaryTrainingWrapper)
     layers = {type(module).__name__ for module in model.modules() if isinstance(module, wrappers)}
-    layers |= set(getattr(model, "_no_split_modules", None) or ())
+    layers |= whole_layers(model)
     cpu_offload(model, execution_device="cpu", state_dict=weights, preload_module_classes=sorted(layers))
     try:
         yield

@@ -14,9 +14,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from selfreward.engines.messages import HEARTBEAT_S, Answer, Request
 from selfreward.engines.pending import Pending
 from selfreward.engines.remote import SHUTDOWN_TIMEOUT_S, SILENCE_TIMEOUT_S
-from selfreward.engines.worker import HEARTBEAT_S, Answer, Request
 from selfreward.errors import EngineDied
 from selfreward.launchers.ray import cluster
 from selfreward.launchers.ray.cluster import CPU_SHARE, actor, result, why

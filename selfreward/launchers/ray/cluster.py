@@ -10,16 +10,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from selfreward.engines.remote import SHUTDOWN_TIMEOUT_S
-from selfreward.engines.worker import HEARTBEAT_S
-from selfreward.errors import NodeLost
-
-try:
-    import ray
-except ModuleNotFoundError:
-    raise ValueError('launch.launcher is ray, which is not installed: pip install "selfreward[ray]"') from None
-
+import ray
 from ray.exceptions import ActorUnavailableError, AuthenticationError, RayError, RayTaskError
+
+from selfreward.engines.messages import HEARTBEAT_S
+from selfreward.engines.remote import SHUTDOWN_TIMEOUT_S
+from selfreward.errors import NodeLost
 
 # Of a CPU, what an actor asks Ray for: so little that engines which stay up leave room for a training beside them.
 CPU_SHARE = 0.1

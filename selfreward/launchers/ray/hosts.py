@@ -18,8 +18,8 @@ from typing import BinaryIO
 import ray
 from ray.util import get_node_ip_address
 
+from selfreward.engines.messages import HEARTBEAT_S, Answer, Request
 from selfreward.engines.remote import SHUTDOWN_TIMEOUT_S, PipeChannel
-from selfreward.engines.worker import HEARTBEAT_S, Answer, Request
 from selfreward.errors import EngineDied
 from selfreward.launchers.base import ProcessJob, free_port
 from selfreward.runtime.ranks import without_ranks

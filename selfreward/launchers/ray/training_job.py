@@ -12,8 +12,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from selfreward.engines.messages import HEARTBEAT_S
 from selfreward.engines.remote import SILENCE_TIMEOUT_S
-from selfreward.engines.worker import HEARTBEAT_S
 from selfreward.errors import NodeLost
 from selfreward.launchers.base import Training
 from selfreward.launchers.ray.cluster import ROOM_TIMEOUT_S, actor, alive, nodes, result, wait_for, why

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from selfreward.prompts.filters.base import Finding
-from selfreward.prompts.filters.texts import parts, phrase_finder
 from selfreward.recipe import registry
 from selfreward.recipe.filter_settings import FilterSettings, PersonalDataSettings, ToxicitySettings
 from selfreward.records import Task
 from selfreward.runtime.extras import optional
+from selfreward.text.words import phrase_finder
 
 
 class _OfText:
@@ -25,6 +25,18 @@ class _OfText:
 
     def add(self, task: Task) -> None:
         """What else there is does not matter."""
+
+
+def _parts(task: Task) -> list[tuple[str, str]]:
+    """The texts of a task that are not empty, each with what it is."""
+    every = [
+        *(("earlier message", message["content"]) for message in task.context),
+        ("instruction", task.instruction),
+        ("input", task.input),
+        ("output", task.output or ""),
+        ("reference", task.reference or ""),
+    ]
+    return [(name, text) for name, text in every if text.strip()]
 
 
 class Toxicity(_OfText):
@@ -39,7 +51,7 @@ class Toxicity(_OfText):
         self._find = _scored(settings.toxicity) if settings.toxicity.function else _listed(settings.toxicity)
 
     def look(self, task: Task) -> Finding | None:
-        for name, text in parts(task):
+        for name, text in _parts(task):
             if (found := self._find(text)) is not None:
                 return Finding(f"the {name} {found}")
         return None
@@ -97,7 +109,7 @@ class PersonalData(_OfText):
         self._finders = [(_NAMES[kind], finders[kind](settings.personal_data)) for kind in settings.personal_data.kinds]
 
     def look(self, task: Task) -> Finding | None:
-        for name, text in parts(task):
+        for name, text in _parts(task):
             for kind, find in self._finders:
                 if (found := next(find(text), None)) is not None:
                     return Finding(f"the {name} has {kind}: {found}")

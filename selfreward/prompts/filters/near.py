@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfreward.prompts.filters.base import Finding
-from selfreward.prompts.filters.texts import ngrams, words
 from selfreward.recipe.filter_settings import EmbeddingSettings, FilterSettings
 from selfreward.records import Task
 from selfreward.runtime.extras import optional
+from selfreward.text.words import ngrams, words
 
 if TYPE_CHECKING:
     from datasketch import MinHash

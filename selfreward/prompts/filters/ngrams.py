@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from selfreward.prompts.filters.base import Finding
-from selfreward.prompts.filters.texts import ngrams, words
 from selfreward.recipe.filter_settings import FilterSettings
 from selfreward.recipe.prompt_settings import RowSettings
 from selfreward.records import Task
+from selfreward.text.words import ngrams, words
 
 
 class Novelty:

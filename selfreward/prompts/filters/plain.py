@@ -5,16 +5,16 @@ The rules of the paper are those of its own code, which sees an instruction with
 
 from __future__ import annotations
 
-import re
 import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from selfreward.prompts.filters.base import Finding
-from selfreward.prompts.filters.texts import phrase_finder
 from selfreward.recipe.filter_settings import FilterSettings
 from selfreward.records import Task, content_id
+from selfreward.text.refusals import find_refusal
+from selfreward.text.words import phrase_finder
 
 
 class _OfInstructions:
@@ -150,50 +150,6 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 60 else text[:60] + "..."
 
 
-# What may stand before a refusal, and apologies.
-_OPENING = (
-    r"""[\s"'*_>#(-]*(?:(?:hello|hi|hey|well|oh|unfortunately|regrettably|thank(?:s| you)[^.!?\n]{0,60}"""
-    r"|I (?:understand|appreciate|see)\b[^.!?,\n]{0,80})[,.!]*\s+(?:but\s+|however,?\s+)?){0,3}"
-)
-_SORRY = (
-    r"(?:(?:(?:I am|I'm)(?: so| very| really| truly| deeply)? sorry|sorry|(?:my )?(?:sincere(?:st)? )?apologies"
-    r"|I (?:must |do |sincerely )?apologi[sz]e|I regret(?: to (?:say|inform you))?)"
-    r"(?: about that| for (?:the|any) (?:confusion|inconvenience|misunderstanding))?(?: that)?[,.;:!\u2014-]*\s*"
-    r"(?:(?:but|however|unfortunately)\b,?\s*)?)?"
-)
-_CANNOT = r"I(?: (?:cannot|can not|can't|could not|will not|won't|would not)|(?: am|'m) (?:not able|unable) to)"
-_REQUEST = r"(?:this|that|the|your|such|these|those)(?: \w+)? (?:request|question|prompt|query|task|instruction)s?"
-# Verbs of an assistant: "I can't give you a refund" and "I can't help falling in love" are answers.
-_VERB = (
-    r"(?:(?:assist|comply|fulfil|fulfill|answer|respond|engage|discuss|generate|create|write|complete|process|perform"
-    r"|execute|access|browse|provide|produce|participate|predict|promote|support|condone|endorse|disclose)\b"
-    r"|help (?:you|with|anyone|people)\b|help(?=[.,!]|\s*$)|do (?:that|this|so)(?=[.,!;]|\s*$)"
-    rf"|open (?:links?|files?|attachments?|urls?|the (?:link|file|attachment|url))\b|\w+ (?:to )?{_REQUEST})"
-)
-_MACHINE = (
-    r"(?:[\w-]+ ){0,3}?(?:(?:AI|A\.I\.|artificial intelligence)"
-    r"(?:[ -](?:language|text|chat|based|powered|assistant|model|bot|chatbot|program|system)s?)*|language model"
-    r"|chatbot|virtual assistant)"
-    r"(?=[,.:;]| I\b|\s+(?:trained|developed|created|designed|made|without|my|and|so|that)\b)"
-)
-_REFUSAL = re.compile(
-    rf"{_OPENING}{_SORRY}(?:"
-    rf"as an? {_MACHINE}"
-    rf"|(?:I am|I'm)(?: just| only| merely| simply)? an? {_MACHINE}[^.!?\n]{{0,80}}?"
-    r"\b(?:can't|cannot|can not|don't|do not|unable|not able|incapable|not capable)\b"
-    rf"|{_CANNOT} (?:in good conscience |directly |really |actually )?{_VERB}"
-    r"|I (?:do not|don't) (?:have|possess) (?:the |any )?(?:ability|capability|capabilities|capacity|access)\b"
-    r"|I (?:do not|don't) have (?:any )?personal (?:opinions?|beliefs?|feelings?|experiences?|preferences?)\b"
-    r"|(?:I am|I'm) not (?:comfortable|programmed|allowed|permitted|designed) (?:to|with)\b"
-    rf"|I (?:must|have to|will have to) (?:respectfully )?decline (?:to\b|{_REQUEST})"
-    r"|it(?: is|'s) (?:not possible for me to|against my (?:programming|guidelines|policy|policies|principles))\b"
-    r"|(?:this|your) (?:request|question|prompt) (?:violates|goes against)\b"
-    r")"
-    rf"|{_OPENING}(?:I'm sorry|I am sorry|sorry|my apologies|I can't|I cannot)[\s.!\"']*\Z",
-    re.IGNORECASE,
-)
-
-
 class Refusal(_OfInstances):
     """Instances whose output begins with a refusal, or with "As an AI language model", or is but an apology.
 
@@ -204,5 +160,5 @@ class Refusal(_OfInstances):
     """
 
     def look(self, task: Task) -> Finding | None:
-        found = _REFUSAL.match((task.output or "").replace("\u2019", "'"))
-        return None if found is None else Finding(f'the output begins with "{_shortened(found[0].strip())}"')
+        found = find_refusal(task.output or "")
+        return None if found is None else Finding(f'the output begins with "{_shortened(found)}"')

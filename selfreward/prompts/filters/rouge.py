@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 import sys
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from selfreward.prompts.filters.base import Finding
 from selfreward.recipe.filter_settings import FilterSettings
 from selfreward.records import Task
+from selfreward.text.words import words
 
 # Rounding must not take a text out of the candidates: its limit is so much higher, in words.
 SLACK = 1e-6
 # Shelves hold texts of up to 31 words, of 32 to 63, and so on; the last one those of 512 or more.
 LAST_SHELF = 5
-_NO_SPACES = ("CJK ", "HIRAGANA ", "KATAKANA", "THAI ", "LAO ", "KHMER ", "MYANMAR ")
 
 
 class Neighbour(NamedTuple):
@@ -53,28 +53,7 @@ def rouge_tokens(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
-def unicode_tokens(text: str) -> list[str]:
-    """Runs of letters, marks and digits of any script, and single characters of scripts that put no spaces.
-
-    Those are Chinese characters, kana, Thai, Lao, Khmer and Burmese. Letters are compared in lower case, and forms of
-    a letter that differ in width or in how they are composed are one (NFKC).
-    """
-    return unicodedata.normalize("NFKC", text).lower().translate(_SPACED).split()
-
-
-class _Spaced(dict[int, str]):
-    """What stands for a character, so that a text falls into its tokens at the spaces; filled as characters come."""
-
-    def __missing__(self, code: int) -> str:
-        character = chr(code)
-        is_word = unicodedata.category(character)[0] in "LMN"
-        single = is_word and unicodedata.name(character, "").startswith(_NO_SPACES)
-        self[code] = f" {character} " if single else character if is_word else " "
-        return self[code]
-
-
-_SPACED = _Spaced()
-_TOKENS = {"rouge": rouge_tokens, "unicode": unicode_tokens}
+_TOKENS: dict[str, Callable[[str], list[str]]] = {"rouge": rouge_tokens, "unicode": partial(words, letters_only=True)}
 
 
 class RougeIndex:
@@ -84,7 +63,7 @@ class RougeIndex:
 
     Args:
         threshold: the F measure that a neighbour is above, from 0 to under 1.
-        tokens: how texts become words, see :func:`rouge_tokens` and :func:`unicode_tokens`.
+        tokens: how texts become words: by :func:`rouge_tokens`, or by :func:`selfreward.text.words.words`.
     """
 
     def __init__(self, threshold: float, tokens: Literal["rouge", "unicode"] = "rouge") -> None:
@@ -103,11 +82,11 @@ class RougeIndex:
         Raises:
             ValueError: the pool has more different words than there are characters.
         """
-        words = self._tokens(text)
-        for word in words:
+        tokens = self._tokens(text)
+        for word in tokens:
             if word not in self._codes:
                 self._codes[word] = self._new_code()
-        encoded = "".join(map(self._codes.__getitem__, words))
+        encoded = "".join(map(self._codes.__getitem__, tokens))
         if encoded in self._ids:
             self._ids[encoded] = min(id, self._ids[encoded])
         elif encoded:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# In the order of an iteration; which of them a recipe has: :func:`selfreward.run.plan.names`.
+# In the order of an iteration; which of them a recipe has: :func:`selfreward.runs.plan.names`.
 # Iteration 0 is the seed stage: train and evaluate alone.
 NAMES = (
     "prompts",

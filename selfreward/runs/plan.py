@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from selfreward.recipe.recipe import Recipe
-from selfreward.run.stages import NAMES, TRAINING
+from selfreward.runs.stages import NAMES, TRAINING
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from selfreward.recipe.recipe import Recipe, edited_recipe
-from selfreward.run.fingerprint import Change, changes
-from selfreward.run.folders import MARKER, ORIGIN, RECIPE, StageFolder, iteration_of, make_folder
-from selfreward.run.model_files import fetch_all
-from selfreward.run.plan import Step, inputs, plan
-from selfreward.run.run import Run
-from selfreward.run.stages import NAMES, TRAINING
+from selfreward.runs.fingerprint import Change, changes
+from selfreward.runs.folders import StageFolder, iteration_of, make_folder
+from selfreward.runs.model_files import fetch_all
+from selfreward.runs.plan import Step, inputs, plan
+from selfreward.runs.run import Run
+from selfreward.runs.stages import NAMES, TRAINING
+from selfreward.runs.stored import MARKER, ORIGIN, RECIPE
 from selfreward.runtime.atomic import read_sealed, sync, write_sealed
 from selfreward.runtime.lock import RunLock
 

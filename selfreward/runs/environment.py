@@ -7,11 +7,12 @@ import platform
 import sys
 from typing import TYPE_CHECKING
 
+from selfreward.runs.stored import ENVIRONMENT
 from selfreward.runtime.atomic import write_sealed
 from selfreward.runtime.versions import versions
 
 if TYPE_CHECKING:
-    from selfreward.run.run import Run
+    from selfreward.runs.run import Run
 
 
 def determinism() -> str:
@@ -31,7 +32,7 @@ def record_environment(run: Run) -> None:
         "determinism": determinism(),
         "versions": versions(),
     }
-    path = run.path / "environment.json"
+    path = run.path / ENVIRONMENT
     if path.exists():
         run.log({"stage": "start", **content})
     else:

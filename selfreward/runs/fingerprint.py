@@ -17,10 +17,10 @@ from pydantic import BaseModel
 from selfreward.recipe.engine_settings import ModelSettings
 from selfreward.recipe.loader import submodel
 from selfreward.recipe.recipe import Recipe
-from selfreward.run.model_files import MISSING, _folder_hash, _snapshot, model_hash
-from selfreward.run.plan import Step, makes_model, reads_difficulty, reads_models, reference_of
-from selfreward.run.plan import names as plan_names
-from selfreward.run.stages import TRAINING
+from selfreward.runs.model_files import MISSING, _folder_hash, _snapshot, model_hash
+from selfreward.runs.plan import Step, makes_model, reads_difficulty, reads_models, reference_of
+from selfreward.runs.plan import names as plan_names
+from selfreward.runs.stages import TRAINING
 from selfreward.runtime.atomic import hash_of
 
 _SAMPLING = ("responses.temperature", "responses.top_p", "responses.max_tokens")

@@ -40,9 +40,10 @@ from selfreward.records import (
     TemplateTrial,
     read_records,
 )
-from selfreward.run.fingerprint import begins_with, changes, settings_of_step
-from selfreward.run.folders import METRICS, ORIGIN, RECIPE, SET_ASIDE, StageFolder, iteration_folder, make_folder
-from selfreward.run.plan import Step, inputs, makes_model
+from selfreward.runs.fingerprint import begins_with, changes, settings_of_step
+from selfreward.runs.folders import StageFolder, iteration_folder, make_folder
+from selfreward.runs.plan import Step, inputs, makes_model
+from selfreward.runs.stored import METRICS, ORIGIN, RECIPE, SET_ASIDE
 from selfreward.runtime.atomic import (
     append_line,
     is_whole_line,
@@ -99,7 +100,7 @@ class Run:
     def create(cls, recipe: Recipe) -> Run:
         """Opens the recipe's run folder, making it if it is not there, and stores the recipe.
 
-        What is finished there is not compared with the recipe: see :func:`selfreward.run.history.start`.
+        What is finished there is not compared with the recipe: see :func:`selfreward.runs.history.start`.
 
         Raises:
             ValueError: the folder is a link.

@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from selfreward.errors import Damaged
 from selfreward.recipe.recipe import Recipe
-from selfreward.records import (
-    Record,
-)
-from selfreward.run.journal import Journal
-from selfreward.run.stages import TRAINING
-from selfreward.runtime.atomic import (
-    hash_of,
-    json_hash,
-    read_sealed,
-    write_bytes,
-    write_sealed,
-)
+from selfreward.records import Record
+from selfreward.runs.journal import Journal
+from selfreward.runs.stages import TRAINING
+from selfreward.runs.stored import CHECKPOINTS, ITERATION_FOLDER, JOURNAL, MARKER, SEED_FOLDER, STARTED
+from selfreward.runtime.atomic import hash_of, json_hash, read_sealed, write_bytes, write_sealed
 from selfreward.runtime.versions import versions
+from selfreward.runtime.whole_folder import discard, mark, remove
 
-if TYPE_CHECKING:
-    pass
-
-MARKER = "stage.json"
-
-RECIPE, ORIGIN, METRICS, SET_ASIDE = "resolved.json", "origin.json", "metrics.jsonl", "set_aside"
-
-# Of a stage that was begun: what it reads, and the requests that are finished. Trainers keep checkpoints beside them.
-STARTED, JOURNAL = "begun.json", "journal.jsonl"
-
-UNFINISHED_ONLY = (JOURNAL, "checkpoints", STARTED)
+UNFINISHED_ONLY = (JOURNAL, CHECKPOINTS, STARTED)
 
 FORMAT = 1
 
@@ -95,12 +78,12 @@ class StageFolder:
         assert not self.done, f"{self.path} is finished"
         if not self.path.resolve().is_relative_to(self.root):
             raise ValueError(f"{self.path} leads out of the run through a link. Remove the link")
-        if self.path.is_dir() and self.started is None:
-            shutil.rmtree(self.path)
+        if self.started is None:
+            discard(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         for path in self.path.iterdir():
             if path.name not in UNFINISHED_ONLY:
-                _remove(path)
+                remove(path)
         write_sealed(self.path / STARTED, {"reads": reads})
 
     def journal(self) -> Journal:
@@ -124,14 +107,14 @@ class StageFolder:
             "versions": versions(),
             "summary": dict(summary),
         }
-        write_sealed(self.path / MARKER, content)
+        mark(self.path, content, MARKER)
         self.sweep()
 
     def sweep(self) -> None:
         """Removes what only an unfinished stage needs; a kill behind the marker may have left it."""
         for name in UNFINISHED_ONLY:
             if (self.path / name).exists():
-                _remove(self.path / name)
+                remove(self.path / name)
 
     def check(self) -> None:
         """Raises Damaged if a file of a finished stage is not what the stage wrote."""
@@ -161,22 +144,15 @@ class StageFolder:
         return path.is_relative_to(self.path) and path.relative_to(self.path).parts[0] in UNFINISHED_ONLY
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
 def iteration_of(name: str) -> int:
     """The iteration of a folder within a run, such as ``iter_2/pairs``; -1 for what is none."""
-    found = re.fullmatch(r"seed|iter_([1-9][0-9]*)", Path(name).parts[0])
+    found = re.fullmatch(rf"{SEED_FOLDER}|{ITERATION_FOLDER}([1-9][0-9]*)", Path(name).parts[0])
     return -1 if found is None else int(found[1] or 0)
 
 
 def iteration_folder(iteration: int) -> str:
     """Where the stages of an iteration are, within the run."""
-    return f"iter_{iteration}" if iteration else "seed"
+    return f"{ITERATION_FOLDER}{iteration}" if iteration else SEED_FOLDER
 
 
 def make_folder(recipe: Recipe) -> Path:
