@@ -49,12 +49,12 @@ def run(recipe: Recipe) -> Run:
     require_engine(recipe)
     if world_size() > 1:
         return _among_ranks(recipe)
-    return _drive(recipe, launch.find(recipe))
+    return _drive(recipe, launch.find_launcher(recipe))
 
 
 def _among_ranks(recipe: Recipe) -> Run:
     """The run as the first rank drives it; another rank opens what the first one has made."""
-    ranks = launch.among_ranks(recipe)
+    ranks = launch.torchrun_launcher(recipe)
     if not ranks.first:
         return Run.open(ranks.follow())
     finished = _drive(recipe, ranks)

@@ -30,7 +30,7 @@ def test_without_ray_the_way_out_is_told(recipe, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(
         ValueError, match=r'launcher: ray needs ray, which is not installed: pip install "selfreward\[ray\]"'
     ):
-        launch.find(recipe)
+        launch.find_launcher(recipe)
 
 
 def test_without_a_cluster_the_way_out_is_told(tmp_path: Path) -> None:

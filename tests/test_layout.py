@@ -189,7 +189,7 @@ def test_no_engine_is_refused_for_the_number_of_another(recipe: Any) -> None:
 def test_slurm_needs_an_allocation(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
     with pytest.raises(ValueError, match=r"no allocation .*Submit it: sbatch launch/slurm\.sbatch RECIPE"):
-        launch.find(recipe("launch.launcher=slurm"))
+        launch.find_launcher(recipe("launch.launcher=slurm"))
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused_before_anything_runs(recipe: Any) -> None:

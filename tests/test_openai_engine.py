@@ -36,7 +36,7 @@ from selfreward.engines import Completion, SamplingParams
 from selfreward.engines.base import TOO_LONG
 from selfreward.engines.journaled import JournaledEngine, total
 from selfreward.engines.openai import OpenAIEngine, served_models
-from selfreward.engines.replica_pool import Pool
+from selfreward.engines.replica_pool import ReplicaPool
 from selfreward.engines.transformers import TransformersEngine
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.records import Message
@@ -456,7 +456,7 @@ def test_a_pause_that_the_server_asks_for(server: ScriptedServer, value: str) ->
 
 def test_failures_reach_the_summary_of_each_stage(server: ScriptedServer, tmp_path: Path) -> None:
     settings = EngineSettings(name="openai", openai={"base_url": server.url, "model": "tiny"})
-    engine = Pool.single("tiny", ModelSettings.model_construct(path="tiny"), settings)
+    engine = ReplicaPool.single("tiny", ModelSettings.model_construct(path="tiny"), settings)
 
     def stage(name: str, *answers: Answer | Reply) -> dict[str, Any]:
         script = iter(answers)

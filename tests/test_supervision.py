@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 
 from selfreward.engines import Completion, Engine, SamplingParams
-from selfreward.engines.replica_pool import Pool
+from selfreward.engines.replica_pool import ReplicaPool
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.errors import EngineDied
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
@@ -59,37 +59,37 @@ class Stillborn(Mortal):
 def test_a_restart_that_fails_is_tried_again() -> None:
     Mortal.started, Mortal.closed = [], 0
     settings = EngineSettings(name="test_supervision:Stillborn", max_restarts=2)
-    engine = Pool.single("M1", ModelSettings.model_construct(path="M1"), settings)
+    engine = ReplicaPool.single("M1", ModelSettings.model_construct(path="M1"), settings)
     assert ask(engine, 0, 1, 2) == ["M1 0", "M1 1", "M1 2"]
     assert Mortal.started == ["M1", "M1", "M1"]
 
 
 @pytest.fixture
-def engine() -> Pool:
+def engine() -> ReplicaPool:
     Mortal.started, Mortal.closed = [], 0
     settings = EngineSettings(name="test_supervision:Mortal", max_restarts=2)
-    return Pool.single("M1", ModelSettings.model_construct(path="M1"), settings)
+    return ReplicaPool.single("M1", ModelSettings.model_construct(path="M1"), settings)
 
 
-def ask(engine: Pool, *seeds: int) -> list[str]:
+def ask(engine: ReplicaPool, *seeds: int) -> list[str]:
     async def all_at_once() -> list[list[Completion]]:
         return await asyncio.gather(*(engine.generate(ASKED, PARAMS, [seed]) for seed in seeds))
 
     return [completion.text for [completion] in asyncio.run(all_at_once())]
 
 
-def test_requests_survive_the_death_of_their_engine(engine: Pool) -> None:
+def test_requests_survive_the_death_of_their_engine(engine: ReplicaPool) -> None:
     assert ask(engine, 0, 1, 2, 3, 4) == ["M1 0", "M1 1", "M1 2", "M1 3", "M1 4"]
     assert Mortal.started == ["M1", "M1", "M1"]
     assert Mortal.closed == 2
 
 
-def test_too_many_deaths_have_a_name(engine: Pool) -> None:
+def test_too_many_deaths_have_a_name(engine: ReplicaPool) -> None:
     with pytest.raises(EngineDied, match=r"the engine died\. It was started again 2 times \(engine\.max_restarts\)"):
         ask(engine, *range(9))
 
 
-def test_an_engine_that_dies_at_its_reload_starts_with_the_new_model(engine: Pool) -> None:
+def test_an_engine_that_dies_at_its_reload_starts_with_the_new_model(engine: ReplicaPool) -> None:
     engine.reload("M2")
     assert Mortal.started == ["M1", "M2"]
     assert ask(engine, 0) == ["M2 0"]
@@ -115,9 +115,9 @@ class Sleeper(Mortal):
         self.model, self.asleep = model_path, False
 
 
-def two(prove: Callable[[Engine], None] = lambda engine: None) -> Pool:
+def two(prove: Callable[[Engine], None] = lambda engine: None) -> ReplicaPool:
     Mortal.started, Mortal.closed = [], 0
-    return Pool("M1", [Sleeper, Sleeper], max_restarts=1, prove=prove)
+    return ReplicaPool("M1", [Sleeper, Sleeper], max_restarts=1, prove=prove)
 
 
 def test_what_dies_as_it_falls_asleep_is_not_up_before_the_others() -> None:

@@ -19,7 +19,7 @@ from selfreward.data.card import card
 from selfreward.data.made import Made
 from selfreward.engines.concurrency import map_concurrently
 from selfreward.engines.journaled import JournaledEngine
-from selfreward.engines.replica_pool import Pool
+from selfreward.engines.replica_pool import ReplicaPool
 from selfreward.recipe.data_settings import JobSettings
 from selfreward.recipe.engine_settings import ModelSettings
 from selfreward.records import json_line
@@ -43,7 +43,7 @@ class JobContext:
 
     def __init__(self, settings: JobSettings, journal: Journal) -> None:
         self._settings, self._journal = settings, journal
-        self._engine: Pool | None = None
+        self._engine: ReplicaPool | None = None
         self._asked: JournaledEngine | None = None
 
     def __enter__(self) -> Self:
@@ -157,12 +157,12 @@ def _has_begun(folder: StageFolder) -> bool:
     return journal.is_file() and journal.stat().st_size > 0
 
 
-def _start(settings: JobSettings) -> Pool:
+def _start(settings: JobSettings) -> ReplicaPool:
     if settings.model is not None:
-        return Pool.single(settings.model.path, settings.model, settings.engine)
+        return ReplicaPool.single(settings.model.path, settings.model, settings.engine)
     if settings.engine.openai is None:
         raise ValueError("there is no model to write with. Name a folder, a hub model or a server: --model")
     # What a server serves, it has loaded by its own settings.
-    return Pool.single(
+    return ReplicaPool.single(
         settings.engine.openai.model, ModelSettings.model_construct(path=settings.engine.openai.model), settings.engine
     )

@@ -47,7 +47,7 @@ class Replica:
         return self.error is not None
 
 
-class Pool:
+class ReplicaPool:
     """Implements :class:`selfreward.engines.base.Sampler`."""
 
     def __init__(
@@ -86,7 +86,7 @@ class Pool:
             raise
 
     @classmethod
-    def single(cls, model_path: str, model: ModelSettings, settings: EngineSettings) -> Pool:
+    def single(cls, model_path: str, model: ModelSettings, settings: EngineSettings) -> ReplicaPool:
         """One engine in this process."""
         return cls(model_path, [partial(start_here, model, settings)], settings.max_restarts, out_of_process=False)
 

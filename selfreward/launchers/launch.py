@@ -23,7 +23,7 @@ from selfreward.runtime.ranks import world_size
 from selfreward.runtime.shutdown import stop
 
 
-def find(recipe: Recipe) -> Launcher:
+def find_launcher(recipe: Recipe) -> Launcher:
     """The launcher that a recipe names.
 
     Raises:
@@ -44,7 +44,7 @@ def find(recipe: Recipe) -> Launcher:
     return LocalLauncher(out_of_process=several if kind is None else kind == "local", gpus=gpus)
 
 
-def among_ranks(recipe: Recipe) -> TorchrunLauncher:
+def torchrun_launcher(recipe: Recipe) -> TorchrunLauncher:
     """The launcher of a process that ``accelerate launch`` or ``torchrun`` started, as one of several.
 
     Raises:

@@ -13,7 +13,7 @@ from selfreward.engines import Engine
 from selfreward.engines.base import start_here
 from selfreward.engines.concurrency import run_coroutine
 from selfreward.engines.remote import RemoteEngine
-from selfreward.engines.replica_pool import Pool, Prove
+from selfreward.engines.replica_pool import Prove, ReplicaPool
 from selfreward.launchers import launch
 from selfreward.launchers.base import Launcher
 from selfreward.launchers.layout import GPUSlot, gpu_slot, replicas
@@ -34,8 +34,8 @@ class Engines:
         self._run = run
         self._recipe = run.recipe
         self._given = launcher
-        self._policy: Pool | None = None
-        self._others: dict[str, Pool] = {}
+        self._policy: ReplicaPool | None = None
+        self._others: dict[str, ReplicaPool] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -48,14 +48,14 @@ class Engines:
     @cached_property
     def launcher(self) -> Launcher:
         """What starts processes: asked for what there is when the first one is needed."""
-        return self._given or launch.find(self._recipe)
+        return self._given or launch.find_launcher(self._recipe)
 
     @property
     def in_flight(self) -> int:
         """How many prompts are worked on at once, by all replicas of the policy."""
         return self._recipe.engine.max_in_flight * self._replicas(self._recipe.engine)
 
-    def policy(self, model_path: str) -> Pool:
+    def policy(self, model_path: str) -> ReplicaPool:
         """The engine that samples, serving the weights at ``model_path``.
 
         Raises:
@@ -94,7 +94,7 @@ class Engines:
         sampled = weight_check.require_served(probes.ends(PROBE_TAIL_TOKENS), ends, f"{name} through its prefix cache")
         self._run.log({"stage": "handover", "model": name, **asdict(evidence), "sampled": asdict(sampled)})
 
-    def other(self, model: ModelSettings | None, settings: EngineSettings | None) -> Pool:
+    def other(self, model: ModelSettings | None, settings: EngineSettings | None) -> ReplicaPool:
         """The engine of a judge or teacher that is not the policy, started when it is first asked for.
 
         Args:
@@ -128,18 +128,18 @@ class Engines:
         model: ModelSettings,
         settings: EngineSettings,
         prove: Prove = lambda engine: None,
-    ) -> Pool:
+    ) -> ReplicaPool:
         """Engines that serve a model: as many as the launcher has room for, or one in this process."""
         if self._recipe.launch.keep_engine and self.launcher.gpus and settings.name == "vllm":
             settings = settings.model_copy(update={"vllm": {**settings.vllm, "enable_sleep_mode": True}})
         if not self.launcher.out_of_process or settings.name == "openai":
             here = partial(start_here, model, settings)
-            return Pool(model_path, [here], settings.max_restarts, out_of_process=False, prove=prove)
+            return ReplicaPool(model_path, [here], settings.max_restarts, out_of_process=False, prove=prove)
         starts = [
             partial(self._start_out_of_process, f"{name} {number}", self._slot(number, settings), model, settings)
             for number in range(self._replicas(settings))
         ]
-        return Pool(model_path, starts, settings.max_restarts, prove=prove)
+        return ReplicaPool(model_path, starts, settings.max_restarts, prove=prove)
 
     def _replicas(self, settings: EngineSettings) -> int:
         return replicas(self._recipe.launch, settings, self.launcher.nodes, self.launcher.gpus)

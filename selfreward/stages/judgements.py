@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from selfreward.engines.concurrency import run_concurrently
 from selfreward.engines.journaled import JournaledEngine, total
-from selfreward.engines.replica_pool import Pool
+from selfreward.engines.replica_pool import ReplicaPool
 from selfreward.judges import BoundJudge, panel_of
 from selfreward.judges.verdicts import position_figures
 from selfreward.records import Judgement, Prompt, Response, by_prompt, derive_seed
@@ -133,7 +133,7 @@ class Voting:
             )
 
 
-def engine_of(bound: BoundJudge, engines: Engines, model: str) -> Pool:
+def engine_of(bound: BoundJudge, engines: Engines, model: str) -> ReplicaPool:
     """What a judge asks: the engine of the policy, whose model is ``model``, or the one that the recipe names."""
     if bound.is_policy:
         return engines.policy(model)

@@ -43,7 +43,7 @@ def _sample(
     sampling = Sampling(run, iteration, "lookahead")
     draft = engines.policy(str(run.drafting().stage("model", iteration).path))
     engine = JournaledEngine(draft, journal, POLICY)
-    responses, seconds = sampling.everything(engine, prompts, "look-ahead responses", engines.in_flight)
+    responses, seconds = sampling.sample_all(engine, prompts, "look-ahead responses", engines.in_flight)
     return responses, engine.summary(seconds)
 
 

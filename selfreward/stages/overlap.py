@@ -35,7 +35,7 @@ def sample_and_judge(run: Run, iteration: int, engines: Engines) -> tuple[Summar
             return await voting.votes(judge, Job(prompt, subjects, voting.seed(prompt)))
 
         async def one(prompt: Prompt, k: int) -> Judged:
-            these = await sampling.respond(policy, prompt, k)
+            these = await sampling.sample_response(policy, prompt, k)
             return these, await votes(prompt, these)
 
         async def both(prompt: Prompt) -> list[Judged]:
@@ -43,7 +43,7 @@ def sample_and_judge(run: Run, iteration: int, engines: Engines) -> tuple[Summar
             if voting.panel.pointwise and len(voting.panel.judges) == 1:
                 judged = await asyncio.gather(*(one(prompt, k) for k in sampling.ks))
                 return [*judged, ([], await votes(prompt, beside))] if beside else judged
-            every = await sampling.every(policy, prompt)
+            every = await sampling.sample_prompt(policy, prompt)
             return [(every, await votes(prompt, every + beside))]
 
         prompts = run.records("prompts", iteration, Prompt)

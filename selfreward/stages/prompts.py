@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 
 from selfreward.engines.journaled import JournaledEngine, total
-from selfreward.engines.replica_pool import Pool as EnginePool
+from selfreward.engines.replica_pool import ReplicaPool
 from selfreward.evaluation.diversity import diversity
 from selfreward.judges import panel_of
 from selfreward.prompts.base import PromptSource, SourceContext
@@ -25,7 +25,7 @@ from selfreward.serving.engines import Engines
 
 
 @dataclass
-class Pool:
+class PromptPool:
     """What earlier iterations made: the tasks, and filters that know them."""
 
     iteration: int  # the last one that is in it
@@ -40,16 +40,16 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
         ValueError: bad rows, or no prompt at all.
     """
     settings, folder = run.recipe.prompts, run.stage("prompts", iteration)
-    source, pool = load_source(settings), _pool(run, iteration)
+    source, pool = load_source(settings), _prompt_pool(run, iteration)
     filters = pool.filters
     with folder.journal() as journal:
-        asked = Asked(run, iteration, engines, journal)
+        source_engines = SourceEngines(run, iteration, engines, journal)
         context = SourceContext(
             iteration=iteration,
             num=settings.num,
             seed=run.recipe.seed,
             filters=filters,
-            engine_of=asked,
+            engine_of=source_engines,
             limit=settings.in_flight(engines.in_flight),
             earlier=pool.tasks,
             tried=_write_difficulty(run, iteration),
@@ -69,7 +69,7 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
     if reads_past(run.recipe):
         pool.tasks.extend(tasks)
         # So that the next iteration reads no more than this one.
-        run.kept["prompts"] = Pool(iteration, filters, pool.tasks)
+        run.kept["prompts"] = PromptPool(iteration, filters, pool.tasks)
     first = _asked(run.records("prompts", 1, Prompt)) if iteration > 1 else ()
     figures = {
         "prompts": len(tasks),
@@ -78,15 +78,15 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
         **acceptance(filters),
         **diversity(_asked(task.prompt for task in tasks), run.recipe.seed, settings.filters.embedding, first),
     }
-    return figures | asked.summary()
+    return figures | source_engines.summary()
 
 
-class Asked:
+class SourceEngines:
     """Which engine a source's settings mean, each asked through the stage's journal."""
 
     def __init__(self, run: Run, iteration: int, engines: Engines, journal: Journal) -> None:
         self._run, self._iteration, self._engines, self._journal = run, iteration, engines, journal
-        self._asked: dict[tuple[EnginePool, str], JournaledEngine] = {}
+        self._asked: dict[tuple[ReplicaPool, str], JournaledEngine] = {}
 
     def __call__(self, settings: SourceSettings) -> JournaledEngine:
         if settings.by == "teacher":
@@ -130,9 +130,9 @@ def acceptance(filters: Filters) -> Summary:
     return {"accepted": filters.passed / looked} if filters.names and looked else {}
 
 
-def _pool(run: Run, iteration: int) -> Pool:
+def _prompt_pool(run: Run, iteration: int) -> PromptPool:
     """What the iterations before this one made."""
-    kept: Pool | None = run.kept.pop("prompts", None)
+    kept: PromptPool | None = run.kept.pop("prompts", None)
     if kept is not None and kept.iteration == iteration - 1:
         kept.filters.removed.clear()
         return kept
@@ -143,7 +143,7 @@ def _pool(run: Run, iteration: int) -> Pool:
     filters.add_known(tasks)
     for t in past:
         filters.restore(_kept(run, "removed_prompts", t, Removal))
-    return Pool(iteration - 1, filters, tasks)
+    return PromptPool(iteration - 1, filters, tasks)
 
 
 def _tasks(run: Run, t: int) -> list[Task]:

@@ -33,7 +33,7 @@ def sample_with(run: Run, iteration: int, engines: Engines, model: str, stage: s
     policy = engines.policy(model)
     with folder.journal() as journal:
         engine = JournaledEngine(policy, journal, POLICY)
-        responses, seconds = sampling.everything(engine, prompts, stage, engines.in_flight)
+        responses, seconds = sampling.sample_all(engine, prompts, stage, engines.in_flight)
     write(folder, prompts, responses)
     return summarize(responses) | engine.summary(seconds)
 
@@ -59,18 +59,20 @@ class Sampling:
         revised = settings.principles is not None and stage == "responses"
         self._constitution = Constitution(settings) if revised else None
 
-    def everything(
+    def sample_all(
         self, engine: Sampler, prompts: Sequence[Prompt], name: str, limit: int
     ) -> tuple[list[Response], float]:
         """The responses to all prompts in their order, and the seconds that they took; ``name`` is what is shown."""
-        return run_concurrently(name, prompts, partial(self.every, engine), lambda response: response.num_tokens, limit)
+        return run_concurrently(
+            name, prompts, partial(self.sample_prompt, engine), lambda response: response.num_tokens, limit
+        )
 
-    async def every(self, engine: Sampler, prompt: Prompt) -> list[Response]:
+    async def sample_prompt(self, engine: Sampler, prompt: Prompt) -> list[Response]:
         """All responses to a prompt in the order of k, each with its revision behind it."""
-        found = await asyncio.gather(*(self.respond(engine, prompt, k) for k in self.ks))
+        found = await asyncio.gather(*(self.sample_response(engine, prompt, k) for k in self.ks))
         return [response for these in found for response in these]
 
-    async def respond(self, engine: Sampler, prompt: Prompt, k: int) -> list[Response]:
+    async def sample_response(self, engine: Sampler, prompt: Prompt, k: int) -> list[Response]:
         """The k-th response to a prompt, and its last revision where the recipe has principles."""
         seed = self._seed(prompt, k)
         [completion] = await engine.generate(prompt.messages, self._params, [seed])
