@@ -9,6 +9,7 @@ from pathlib import Path
 
 from selfreward.judges import BoundJudge, panel_of
 from selfreward.judges.expected_score import labels
+from selfreward.prompts.base import source_of
 from selfreward.prompts.dataset import read_held_out, read_tasks
 from selfreward.prompts.filters.base import Filters
 from selfreward.prompts.seed_data import read_demonstrations, read_graded
@@ -17,8 +18,8 @@ from selfreward.recipe.engine_settings import ModelSettings
 from selfreward.recipe.judge_settings import SelectionSettings
 from selfreward.recipe.prompt_settings import PromptSettings
 from selfreward.recipe.recipe import Recipe
-from selfreward.runs.plan import Step, plan
-from selfreward.runs.stages import TRAINING
+from selfreward.runs.plan import plan
+from selfreward.runs.stages import STAGES, Step
 from selfreward.stages.revision import Constitution
 from selfreward.training.quantized import require_quantization
 
@@ -34,9 +35,6 @@ def preflight(recipe: Recipe) -> None:
     for engine in (recipe.engine, *(judge.engine for judge in judges)):
         if engine is not None:
             registry.locate(engine.name, registry.ENGINES, "engine")
-    registry.load(recipe.selection.name, registry.SELECTORS, "selector")
-    if recipe.evaluation.scorer is not None:
-        registry.load(recipe.evaluation.scorer, {}, "scorer")
     panel = panel_of(recipe)
     if recipe.meta is not None:
         from selfreward.judges.meta_judge import MetaJudge
@@ -51,7 +49,7 @@ def preflight(recipe: Recipe) -> None:
     if recipe.seed_data is not None and recipe.seed_data.eft is not None:
         panel.examples(read_graded(recipe.seed_data.eft))
     if recipe.evaluation.prompts is not None:
-        read_held_out(recipe)
+        read_held_out(recipe.evaluation, recipe.prompts)
     if recipe.evaluation.judging is not None:
         labels(read_graded(recipe.evaluation.judging), recipe.judge)
     _check_models(recipe)
@@ -75,7 +73,7 @@ def check_prompts(settings: PromptSettings, held_out: Path | None) -> None:
     Raises:
         ValueError: bad rows, an unknown name, or a file or library that a filter lacks.
     """
-    registry.load(settings.source, registry.PROMPT_SOURCES, "prompt source")(settings).check()
+    source_of(settings).check()
     for source in settings.sources:
         if source.engine is not None:
             registry.locate(source.engine.name, registry.ENGINES, "engine")
@@ -85,7 +83,7 @@ def check_prompts(settings: PromptSettings, held_out: Path | None) -> None:
 def require_engine(recipe: Recipe) -> None:
     """Refuses to start a run whose engine, or library for four bits, is missing: the seed stage would come first."""
     require_quantization(recipe)
-    if not any(step.stage not in TRAINING for step in plan(recipe)):
+    if all(STAGES[step.stage].trains for step in plan(recipe)):
         return
     if "vllm" in {engine.name for engine in recipe.engines} and importlib.util.find_spec("vllm") is None:
         raise ValueError(
@@ -143,20 +141,22 @@ def describe(recipe: Recipe) -> str:
         eft = recipe.seed_data.eft
         lines.append(f"seed       SFT on {recipe.seed_data.ift.name}{f' and {eft.name}' if eft else ''} makes M1")
     responses, judge = recipe.responses, recipe.judge
+    code = [f"code       {line}" for line in _foreign(recipe)]
     if not recipe.iterations:
-        return "\n".join([*lines, f"steps      {_steps(plan(recipe))}"])
+        return "\n".join([*lines, f"steps      {_steps(plan(recipe))}", *code])
     num = recipe.prompts.num or len(read_tasks(recipe.prompts)[0])
     lines += [
         f"loop       {recipe.iterations} iterations: M1 to M{recipe.iterations + 1}",
         f"prompts    {num} an iteration, from {_sources(recipe.prompts)}",
         f"responses  {responses.n} a prompt by M_t on {recipe.engine.name}, temperature {responses.temperature}, "
         f"top_p {responses.top_p}: {num * responses.n} an iteration",
-        *(f"judge      {_judge(bound, num * responses.n)}" for bound in panel_of(recipe).judges),
+        *(f"judge      {_judge(bound, num, responses.n)}" for bound in panel_of(recipe).judges),
         *([f"combined   by {judge.combine}"] if judge.members else []),
         f"pairs      {_selection(recipe.selection)}",
         f"train      {'; '.join(_training(recipe))}",
         "merge      in float32, one cast to the model's dtype: M_{t+1}",
         f"steps      {_steps(plan(recipe))}",
+        *code,
     ]
     missing = upstream.not_installed()
     if missing:
@@ -165,29 +165,54 @@ def describe(recipe: Recipe) -> str:
 
 
 def _sources(settings: PromptSettings) -> str:
-    """Who makes prompts of what, and what is taken out."""
-    writers = {"current": "M_t", "seed": "M1", "teacher": "a teacher"}
-    words = [
-        f"{source.source}{f' by {writers[source.by]}' if source.needs_model else ''}" for source in settings.sources
-    ]
+    """Who makes prompts of what, and which filters look at them."""
+    described = [(source.source_class.describe(source), settings.filters_of(source)) for source in settings.sources]
+    alike = len({tuple(names) for _, names in described}) == 1
+    words = [f"{words}{'' if alike else _filtered(names)}" for words, names in described]
     if any(source.model is not None and source.model.trust_remote_code for source in settings.sources):
         words.append("RUNNING THE CODE THAT COMES WITH THE TEACHER (prompts.model.trust_remote_code)")
-    names = settings.filter_names
-    if settings.filters.toxicity.function is not None and "toxicity" in names:
-        words.append(f"RUNNING {settings.filters.toxicity.function} on each")
-    return ", ".join([*words, *([f"filtered by {', '.join(names)}"] if names else [])])
+    words += [told for each in settings.filter_classes if (told := each.describe(settings.filters)) is not None]
+    return ", ".join(words) + (_filtered(described[0][1]) if alike else "")
 
 
-def _judge(bound: BoundJudge, num: int) -> str:
-    settings = bound.settings
-    if settings.name == "verifier":
-        return f"{bound.name}, RUNNING {settings.verifier.function} on what the model writes, in no sandbox"
+def _filtered(names: Sequence[str]) -> str:
+    return f", filtered by {', '.join(names)}" if names else ""
+
+
+def _judge(bound: BoundJudge, prompts: int, n: int) -> str:
+    """Who judges and how; ``n`` responses to each of so many prompts are judged in an iteration."""
+    settings, facts = bound.settings, bound.facts
+    if not facts.needs:
+        return f"{bound.name}{f', RUNNING {facts.runs}' if facts.runs else ''} on what the model writes, in no sandbox"
     by = "M_t itself" if bound.is_policy else settings.model.path if settings.model else "another engine"
     beside = {"none": "", "answer": ", beside an answer of its own", "prompt": ", beside the prompt's reference"}
-    asked = f", {settings.votes} votes" if bound.writes else ""
-    if settings.name == "additive":
-        asked += f": {num * settings.votes} judgements an iteration"
+    asked = ""
+    if facts.writes:
+        requests = settings.judge_class.requests(settings, n)
+        num = prompts * sum(each.num for each in requests)
+        asked = f", {settings.votes} votes: {num} judgements an iteration"
     return f"{bound.name} by {by}{beside[settings.reference]}{asked}"
+
+
+def _foreign(recipe: Recipe) -> Iterator[str]:
+    """Each class or function of the user's own that a run calls in this process, with the key that names it."""
+    judges, prompts = recipe.judge.judges, recipe.prompts
+    engines = (("judge.engine.name", judge.engine) for judge in judges)
+    teachers = (("prompts.engine.name", source.engine) for source in prompts.sources)
+    named = [
+        ("engine.name", recipe.engine.name),
+        *((key, engine.name) for key, engine in (*engines, *teachers) if engine is not None),
+        *(("judge.name", judge.name) for judge in judges),
+        *(("judge.verifier.function", judge.facts.runs) for judge in judges),
+        *(("prompts.source", source.source) for source in prompts.sources),
+        *(("prompts.filters.use", name) for name in prompts.filter_names),
+        ("prompts.filters.toxicity.function", prompts.filters.toxicity.function),
+        ("selection.name", recipe.selection.name),
+        ("evaluation.scorer", recipe.evaluation.scorer),
+    ]
+    for key, name in dict.fromkeys(named):
+        if name is not None and ":" in name:
+            yield f"RUNNING {name} ({key}), in no sandbox"
 
 
 def _selection(settings: SelectionSettings) -> str:

@@ -42,11 +42,11 @@ def test_the_phrases_differ_and_say_something_to_someone() -> None:
     ],
 )
 def test_how_often_a_canary_is_accepted(scores: list[list[float | None]], accepted: float | None) -> None:
-    assert canary_figures(scores, worst=None) == {"canary_accepted": accepted}
+    assert canary_figures(scores, lowest=None) == {"canary_accepted": accepted}
 
 
 def test_beside_an_answer_with_the_least_score_a_canary_passes_nothing_by_having_that_too() -> None:
     """A judge that is right about empty phrases raises no alarm because the model is often wrong."""
     scores = [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, None]]
-    assert canary_figures(scores, worst=0.0) == {"canary_accepted": 2 / 8}
-    assert canary_figures(scores, worst=None) == {"canary_accepted": 5 / 8}
+    assert canary_figures(scores, lowest=0.0) == {"canary_accepted": 2 / 8}
+    assert canary_figures(scores, lowest=None) == {"canary_accepted": 5 / 8}

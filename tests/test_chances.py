@@ -27,6 +27,7 @@ from selfreward.engines.base import TOO_LONG
 from selfreward.engines.journaled import JournaledEngine
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.recipe import registry
+from selfreward.recipe.engine_facts import engine_facts, require_needs
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings, OpenAISettings
 from selfreward.records import Message, derive_seed
 from selfreward.runs.journal import Journal
@@ -352,12 +353,13 @@ def test_hits_that_are_not_counted(engines: Callable[[str], Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["vllm", "transformers", "openai", "selfreward.engines.scripted:ScriptedEngine"])
-def test_an_engine_that_writes_gives_no_rewards(
-    engines: Callable[[str], Any], name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(ValueError, match="Use engine classifier with judge reward_model"):
-        asyncio.run(engines(name).reward(CASES[0]))
+def test_an_engine_that_writes_gives_no_rewards(name: str) -> None:
+    facts = engine_facts(name)
+    assert {"generate", "option_probs", "close"} <= facts.can
+    assert "reward" not in facts.can
+    assert ("prefix" in facts.can) == (name != "openai")
+    with pytest.raises(ValueError, match=r"which can't give rewards\. Engines that can: classifier"):
+        require_needs("reward_model", name, ["reward"])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from scipy.stats import rankdata
 from selfreward.engines import Completion
 from selfreward.judges import Panel
 from selfreward.judges.ensemble import combine
-from selfreward.judges.label_model import SMOOTHING, START, learn, posterior
+from selfreward.judges.label_model import SMOOTHING, learn, posterior
+from selfreward.judges.label_model import START_ACCURACY as START
 from selfreward.recipe.judge_settings import MemberSettings, PanelSettings
 from selfreward.records import Prompt, Response
 
@@ -222,8 +223,8 @@ def judged(panel: Panel, texts: list[str]):
         responses = [
             Response(f"{prompt.id}-{text}", prompt.id, k, text, "stop", 1, k, "M1") for k, text in enumerate(texts)
         ]
-        for seat in panel.seats:
-            judgements += asyncio.run(seat.vote(Critic(), prompt, responses, panel.seed(seat, 7)))
+        for bound in panel.judges:
+            judgements += asyncio.run(bound.vote(Critic(), prompt, responses, panel.seed(bound, 7)))
     return judgements, panel.scores(judgements)
 
 
@@ -259,7 +260,7 @@ def test_weights_count(tmp_path):
 def test_two_judges_of_one_kind_have_names_and_seeds_of_their_own(tmp_path):
     panel = ensemble(tmp_path, "mean", {"name": "additive"}, {"name": "additive", "weight": 2.0})
     judgements, scores = judged(panel, ["poor", "good"])
-    assert [seat.name for seat in panel.seats] == ["additive.1", "additive.2"]
+    assert [bound.name for bound in panel.judges] == ["additive.1", "additive.2"]
     assert {j.judge for j in judgements} == {"additive.1", "additive.2"}
     assert len({j.seed for j in judgements}) == len({j.id for j in judgements}) == len(judgements) == 16
     assert sorted(set(scores.values())) == [0.0, 1.0]

@@ -5,22 +5,32 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from conftest import make_random_model
+from pydantic import BaseModel, Field
 from safetensors.torch import load_file, save_file
 
 import selfreward
+from selfreward.judges.additive import AdditiveJudge
+from selfreward.prompts.dataset import DatasetSource
 from selfreward.recipe import upstream
+from selfreward.recipe.base import Settings, effect_of
+from selfreward.recipe.data_settings import JOBS
+from selfreward.recipe.effects import Effect
 from selfreward.recipe.engine_settings import ModelSettings
-from selfreward.recipe.loader import submodel
+from selfreward.recipe.loader import RecipeFile, submodel
 from selfreward.recipe.recipe import Recipe
-from selfreward.runs.fingerprint import NO_RESULT, NO_RESULT_OPTIONS, SETTINGS
+from selfreward.recipe.reference_docs import passed_on
+from selfreward.runs.fingerprint import changes, settings_of
 from selfreward.runs.history import stale
 from selfreward.runs.model_files import fetch, model_hash
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import STAGES, Step
+from selfreward.runtime.atomic import hash_of
 
+ROOT = Path(__file__).parents[1]
 JUDGE_READERS = {"judgements/1", "pairs/1", "evaluate/0"}
 ALL_READERS = {"train/0", *JUDGE_READERS}
 SCORE_READERS = JUDGE_READERS - {"judgements/1"}
@@ -30,6 +40,24 @@ EVALUATED = [f"evaluate/{t}" for t in (0, 1, 2)]
 PROMPTS = ["prompts/1", "prompts/2"]
 FIRST = [f"{stage}/1" for stage in ("responses", "judgements", "pairs", "train")]
 ALL_BUT_PROMPTS = {*SEED, *MADE, *EVALUATED}
+
+
+class TunedJudge(AdditiveJudge):
+    """A user's judge with a setting of its own."""
+
+    class Options(BaseModel):
+        """Its settings."""
+
+        strictness: int = 0
+
+
+class TunedSource(DatasetSource):
+    """A user's source with a setting of its own."""
+
+    class Options(BaseModel):
+        """Its settings."""
+
+        hardness: int = 0
 
 
 def after(stage: str) -> set[str]:
@@ -170,7 +198,7 @@ EDITS: dict[str, tuple[str, set[str]]] = {
     "judge.max_tokens": ("8", {*after("judgements"), *EVALUATED}),
     "judge.min_parse_rate": ("0.1", set()),
     "judge.reference": ("answer", {*SEED, *MADE, *EVALUATED}),
-    "selection.name": ("selfreward.selection:best_worst", after("pairs")),
+    "selection.name": ("selfreward.selection.pair_selectors:best_worst", after("pairs")),
     "selection.min_margin": ("0.5", after("pairs")),
     "selection.top": ("3", after("pairs")),
     "selection.bottom": ("3", after("pairs")),
@@ -218,6 +246,7 @@ TOGETHER: dict[str, tuple[list[str], set[str]]] = {
         f"prompts.{name}": ([f"prompts.{override}" for override in overrides], {*PROMPTS, *after("responses")})
         for name, overrides in {
             "source": ["source=selfreward.prompts.dataset:DatasetSource", "num=4"],
+            "options": ["source=test_fingerprint:TunedSource", "options={{hardness: 1}}"],
             "hub": ["path=null", "hub={folder}/model"],
             "subset": ["path=null", "hub={folder}/model", "subset=other"],
             "revision": ["path=null", "hub=owner/name", "revision=0123abc"],
@@ -279,8 +308,13 @@ OF_A_JUDGE: dict[str, tuple[list[str], str, set[str]]] = {
     "judge.pairwise.think": (["judge.name=pairwise"], "false", ALL_READERS),
     "judge.pairwise.labels": (["judge.name=pairwise"], "[one, two]", ALL_READERS),
     "judge.rubric.together": (["judge.name=rubric", "judge.criteria={folder}/judge.txt"], "true", ALL_READERS),
-    "judge.verifier.function": (["judge.name=verifier"], "regex", JUDGE_READERS),
-    "judge.verifier.options": (["judge.name=verifier"], "{{pattern: a}}", JUDGE_READERS),
+    "judge.verifier.function": (
+        ["judge.name=verifier", "judge.template=null"],
+        "selfreward.judges.verifiers:exact_match",
+        JUDGE_READERS,
+    ),
+    "judge.verifier.options": (["judge.name=verifier", "judge.template=null"], "{{extract: a}}", JUDGE_READERS),
+    "judge.options": (["judge.name=test_fingerprint:TunedJudge"], "{{strictness: 1}}", ALL_READERS),
     "judge.combine": (
         ENSEMBLE,
         "rank",
@@ -423,17 +457,97 @@ def test_changed_bytes_under_the_same_path_are_seen(made: Path, file: str, expec
     assert touched(made) == set()
 
 
-def test_a_setting_is_read_by_a_stage_or_declared_to_touch_no_result() -> None:
-    declared = {name for listed in SETTINGS.values() for name in listed} | set(NO_RESULT)
-    unknown = {
-        n for n in names() if not any(n == d or n.startswith(f"{d}.") or d.startswith(f"{n}.") for d in declared)
-    }
-    assert unknown == set()
+def effects(block: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Effect]]:
+    """Every setting of a block, and of the blocks in it, with what of it decides results."""
+    for name, field in block.model_fields.items():
+        effect, inner = effect_of(block, name), submodel(field)
+        yield prefix + name, effect
+        if inner is not None and effect.touches_results:
+            yield from effects(inner, f"{prefix}{name}.")
 
 
-def test_options_that_touch_no_result_are_options() -> None:
-    known = {name for source in (upstream.SFT, upstream.DPO, upstream.VLLM) for name in upstream.fields(source) or {}}
-    assert set(NO_RESULT_OPTIONS) <= known
+def test_a_setting_that_decides_results_is_read_by_a_stage() -> None:
+    recipe = selfreward.load_recipe(ROOT / "recipes" / "quickstart" / "run.yaml")
+    read = {name for stage in STAGES.values() for t in (0, 1) for name in stage.settings(recipe, t)}
+    decide = {key for key, effect in effects(Recipe) if effect.touches_results}
+    assert {
+        k for k in decide if not any(k == r or k.startswith(f"{r}.") or r.startswith(f"{k}.") for r in read)
+    } == set()
+
+
+@pytest.mark.parametrize("settings", [Recipe, *JOBS])
+def test_every_setting_says_what_it_decides(settings: type[BaseModel]) -> None:
+    assert dict(effects(settings))["seed"] is Effect.VALUE
+
+
+class Unmarked(Settings):
+    """Settings of which one says nothing."""
+
+    marked: Annotated[int, Effect.OPERATIONAL] = 1
+    file: RecipeFile | None = None
+    unmarked: int = 1
+
+
+class Operational(Settings):
+    """Settings that touch no result."""
+
+    decides = False
+    file: RecipeFile | None = None
+
+
+class Deciding(Settings):
+    """Settings that decide results, but for one."""
+
+    decides = True
+    value: int = 1
+    file: RecipeFile | None = None
+    device: Annotated[str, Effect.OPERATIONAL] = "cpu"
+    options: dict[str, int] | None = Field(None, exclude_if=lambda options: not options)
+    operational: Operational = Operational()
+
+
+def test_a_setting_that_says_nothing_is_an_error() -> None:
+    assert effect_of(Unmarked, "marked") is Effect.OPERATIONAL
+    assert effect_of(Unmarked, "file") is Effect.FILE
+    with pytest.raises(TypeError, match=r"nothing says whether Unmarked.unmarked decides results"):
+        effect_of(Unmarked, "unmarked")
+
+
+def test_only_settings_that_decide_and_are_given_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("a")
+    assert settings_of(Deciding()) == {"value": 1, "file": None}
+    assert settings_of(Deciding(device="cuda", options={})) == {"value": 1, "file": None}
+    given = Deciding(file=file, options={"a": 1})
+    assert settings_of(given) == {"value": 1, "file": f"sha256:{hash_of(file)}", "options": {"a": 1}}
+    file.unlink()
+    assert settings_of(given) == {"value": 1, "file": "missing", "options": {"a": 1}}
+
+
+def test_a_setting_that_was_left_out_and_is_given_now_is_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfreward.runs.fingerprint._keys_left_out", lambda: {"judge.members.options"})
+
+    def reads(**settings: object) -> dict[str, object]:
+        return {"settings": {key.replace("__", "."): value for key, value in settings.items()}, "stages": {}}
+
+    without, given = reads(judge__name="a"), reads(judge__name="a", judge__members__0__options={"a": 1})
+    assert [str(change) for change in changes(without, given)] == ["judge.members.0.options: None -> {'a': 1}"]
+    assert [str(change) for change in changes(given, without)] == ["judge.members.0.options: {'a': 1} -> None"]
+    assert changes(without, without) == changes(given, given) == []
+    # Of any other setting, a run that has none is of an older version.
+    assert changes(without, reads(judge__name="a", judge__votes=3)) == []
+
+
+def test_operational_options_are_options() -> None:
+    blocks = passed_on(Recipe)
+    assert [name for name, mark in blocks.items() if mark.operational] == [
+        "training.sft",
+        "training.dpo",
+        "engine.vllm",
+    ]
+    for mark in blocks.values():
+        known = upstream.fields(mark.source)
+        assert known is None or mark.operational <= {*known}
 
 
 def test_a_change_that_touches_a_finished_stage_is_refused_with_the_ways_out(made: Path) -> None:

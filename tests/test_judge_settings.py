@@ -10,8 +10,8 @@ from selfreward.estimates.disk import estimate
 from selfreward.judges import Panel
 from selfreward.preflight import preflight
 from selfreward.recipe.loader import RecipeError
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.text.prompt_template import Template
 
 ADDITIVE, YES_NO = "{name: additive, template: judge.txt}", "{name: yes_no, votes: 1, temperature: 0.5}"
@@ -45,7 +45,7 @@ def test_members_have_what_they_do_not_say_themselves_from_the_ensemble(recipe_f
     server = ["judge.engine.name=openai", "judge.engine.openai.base_url=http://localhost/v1"]
     server += ["judge.engine.openai.model=m"]
     external = selfreward.load_recipe(recipe_file, ["judge.name=ensemble", *server, members]).judge
-    assert not any(seat.is_policy for seat in Panel(external).seats)
+    assert not any(bound.is_policy for bound in Panel(external).judges)
 
 
 SERVER = ["judge.engine.name=openai", "judge.engine.openai.base_url=http://localhost/v1", "judge.engine.openai.model=m"]
@@ -62,7 +62,7 @@ SEED = ["seed_data={ift: graded.jsonl, eft: graded.jsonl}", "training.rehearsal=
         (["judge.criteria=criteria.yaml"], "criteria are for rubric and pairwise, and name is additive"),
         (["judge.pairwise.matches=swiss"], "pairwise is for the judge pairwise, and name is additive"),
         (["judge.name=reward_model"], "the judge reward_model and the engine classifier go together"),
-        (["judge.name=expected_score", *SERVER], "a server can't tell how a begun answer goes on"),
+        (["judge.name=expected_score", *SERVER], "engine.name is openai, which can't say how a begun answer goes on"),
         (["selection.name=correct_incorrect"], "correct_incorrect and pass_score go together"),
         (["selection.name=revision"], "there are no responses.principles to revise by"),
         (["meta={}", "judge.votes=1"], "Use additive with at least 2 votes"),

@@ -551,8 +551,3 @@ def test_an_answer_that_is_begun_cannot_be_continued(server: ScriptedServer) -> 
     ):
         asyncio.run(start(server.url).option_probs(HELLO, "Score:", ["3", "4"]))
     assert server.bodies == []
-
-
-def test_reload_says_what_to_do_instead(server: ScriptedServer) -> None:
-    with pytest.raises(ValueError, match=r"can't serve runs/x/iter_1/model.*judge\.engine"):
-        start(server.url).reload("runs/x/iter_1/model")

@@ -49,7 +49,7 @@ def test_the_files_of_a_recipe_have_no_bad_line(path: Path) -> None:
     recipe = load_recipe(path)
     prompts, _ = read_tasks(recipe.prompts)
     assert recipe.evaluation.prompts is not None
-    heldout = read_held_out(recipe)
+    heldout = read_held_out(recipe.evaluation, recipe.prompts)
     assert len(prompts) >= 200
     assert len(heldout) >= 50
     assert not {prompt.id for prompt in prompts} & {prompt.id for prompt in heldout}

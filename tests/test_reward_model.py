@@ -10,18 +10,18 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 import selfreward
 from selfreward import loop
-from selfreward.engines import SamplingParams
 from selfreward.engines.batching import Batcher
 from selfreward.engines.classifier import ClassifierEngine
 from selfreward.engines.journaled import JournaledEngine
 from selfreward.judges.reward_model import RewardModelJudge
+from selfreward.recipe.engine_facts import LIFECYCLE, engine_facts
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.recipe.loader import RecipeError
 from selfreward.records import Judgement, Prompt, Response
 from selfreward.runs.journal import Journal
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.serving.engines import Engines
 
 SETTINGS = EngineSettings(name="classifier")
@@ -126,14 +126,9 @@ def test_a_text_that_does_not_fit_has_no_reward(engine):
 
 
 def test_it_only_rates(engine):
-    hello = [{"role": "user", "content": "Hello"}]
-    with pytest.raises(ValueError, match="a reward model, which generates nothing"):
-        asyncio.run(engine.generate(hello, SamplingParams(1.0, 1.0, 5), [0]))
-    with pytest.raises(ValueError, match="a reward model, which generates nothing"):
-        asyncio.run(engine.option_probs(hello, "", ["1"]))
-    with pytest.raises(ValueError, match=r"does not take the weights of iter_1/model"):
-        engine.reload("iter_1/model")
-    assert asyncio.run(engine.logprobs([1, 2])) is None
+    facts = engine_facts("classifier")
+    assert {"reward", "close"} <= facts.can
+    assert not {"generate", "option_probs", "prefix", *LIFECYCLE} & {*facts.can, *dir(engine)} - {"close"}
 
 
 def test_an_error_reaches_every_request_and_the_next_ones_go_on(reward_model):
@@ -271,8 +266,8 @@ def test_a_stage_of_judgements_by_a_reward_model(recipe_file, reward_model):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("judge.name=additive", "reward_model and the engine classifier go together"),
-        ("judge.engine.name=vllm", "reward_model and the engine classifier go together"),
+        ("judge.name=additive", "engine.name is classifier, which can't generate text. Engines that can: vllm"),
+        ("judge.engine.name=vllm", "engine.name is vllm, which can't give rewards. Engines that can: classifier"),
         ("engine.name=classifier", "which generates nothing. It can judge: judge.engine"),
     ],
 )

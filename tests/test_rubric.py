@@ -14,8 +14,8 @@ from selfreward.judges.criteria import describe, read_criteria
 from selfreward.judges.rubric import RubricJudge
 from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.records import Judgement, Prompt, Response
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.serving.engines import Engines
 
 PROMPT = Prompt.make([{"role": "user", "content": "Why is the sky blue?"}], "test", "Rayleigh scattering.")
@@ -115,7 +115,7 @@ def test_each_criterion_has_calls_of_its_own(criteria):
     assert len({j.id for j in judgements}) == len({j.seed for j in judgements}) == 4
     assert [j.seed for j in judgements] == engine.seeds
     assert rubric.scores(judgements) == {"r0": (3 * 4.5 + 2) / 4}
-    assert rubric.best == 5.0
+    assert rubric.settings.facts.highest == 5.0
 
 
 def test_a_response_without_a_vote_on_some_criterion_is_left_out(criteria):

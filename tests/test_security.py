@@ -142,9 +142,9 @@ def test_a_recipe_can_name_no_command_to_run(tmp_path: Path, tiny_random_model: 
         "selection: {name: 'subprocess:run'}",
         "engine: {name: 'builtins:exec'}",
     ):
-        recipe = load_recipe(write_recipe(tmp_path, tiny_random_model, block))
+        path = write_recipe(tmp_path, tiny_random_model, block)
         with pytest.raises(ValueError, match="the module is Python's own"):
-            preflight(recipe)
+            preflight(load_recipe(path))
 
 
 @pytest.mark.parametrize(

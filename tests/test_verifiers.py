@@ -199,7 +199,7 @@ def test_a_judgement_tells_the_function_and_no_tokens():
         (0.0, "exact_match gives 0", "exact_match", 0, 0),
     ]
     assert make().scores(judgements) == mean_scores(judgements) == {"r0": 1.0, "r1": 0.0}
-    assert (make().best, make().pointwise, make().examples([])) == (1.0, True, [])
+    assert (make().settings.facts.highest, make().pointwise, make().examples([])) == (1.0, True, [])
 
 
 @pytest.mark.parametrize(

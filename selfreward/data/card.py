@@ -9,39 +9,22 @@ from typing import Any
 
 from selfreward import __version__
 from selfreward.data.made import Made
+from selfreward.prompts.base import CardText
+from selfreward.recipe import registry
 from selfreward.recipe.data_settings import DataJob, EFTJob, IFTJob, JobSettings
 from selfreward.recipe.filter_settings import FilterSettings
 
-# What a title stands for: how the rows came to be, the paper, and what its own readers should know.
-KINDS: dict[str, tuple[str, str, str]] = {
-    "self_instruct": (
-        "Instructions that a language model wrote after seed examples, with inputs and outputs of its own.",
-        "2212.10560",
-        "The outputs are the model's and nobody checked them: of 200 tasks that the method's authors looked at, 46 % "
-        "had some problem.",
+# The data sets that no prompt source makes: how the rows came to be, the paper, and what readers should know.
+KINDS = {
+    "filtered": CardText(
+        "Rows of another data set, after filters.", limit="What the filters don't look for is still there."
     ),
-    "evol_instruct": (
-        "Instructions that a language model made harder or rarer, round by round; `parent_id` is what each came from.",
-        "2304.12244",
-        "The outputs are the model's and nobody checked them. Harder is what the model took for harder.",
-    ),
-    "backtranslation": (
-        "Documents as outputs, each with the instruction that a language model thought it answers.",
-        "2308.06259",
-        "The model also judged how well instruction and document fit. It shares its own blind spots.",
-    ),
-    "explain": (
-        "Instructions that a language model answered under system messages which ask for explanations.",
-        "2306.02707",
-        "An explanation that reads well can be wrong; nobody checked them.",
-    ),
-    "filtered": ("Rows of another data set, after filters.", "", "What the filters don't look for is still there."),
-    "ift": (
+    "ift": CardText(
         "Instruction data: the answers that people ranked first.",
         "2401.10020",
         "A first rank among a few answers is no promise of a good one.",
     ),
-    "eft": (
+    "eft": CardText(
         "Judging data: judgements of ranked answers by a language model, kept where they agree with people.",
         "2401.10020",
         "Agreement with a ranking shows that the order is right, not that the reasons are.",
@@ -54,15 +37,15 @@ def card(title: str, settings: JobSettings, made: Made) -> str:
     """The card as Markdown with its YAML header.
 
     Args:
-        title: one of ``KINDS``.
+        title: one of ``KINDS``, or a prompt source by its name.
         settings: what made the data set.
         made: its rows, and counts of what was made and left out.
     """
-    what, paper, limit = KINDS[title]
+    text = KINDS.get(title) or _text_of_source(title)
     parts = [
         f"---\n{_header(title, settings, made)}\n---",
         f"# {title.replace('_', '-')}",
-        what + (f" The method is that of [arXiv {paper}](https://arxiv.org/abs/{paper})." if paper else ""),
+        _with_paper(text),
         "## How it was made",
         _table([*_origins(settings), *made.origins]),
         "## What is in it",
@@ -72,11 +55,21 @@ def card(title: str, settings: JobSettings, made: Made) -> str:
         "## Figures",
         _table([(name, _number(value)) for name, value in made.figures.items() if not name.startswith("removed_")]),
         "## Limits",
-        "\n".join(f"- {line}" for line in (limit, *_licence_notes(settings))),
+        "\n".join(f"- {line}" for line in (text.limit, *_licence_notes(settings))),
         "`data/stage.json` has every setting, and the hash of every file that was read and written; "
         "`data/removed.jsonl` has what was left out, with the reason; it stays with whoever made the data set.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _text_of_source(name: str) -> CardText:
+    found: CardText | None = registry.load_class(name, registry.PROMPT_SOURCES, "prompt source").card
+    return found or CardText(f"Prompts and outputs by `{name}`.")
+
+
+def _with_paper(text: CardText) -> str:
+    paper = text.paper
+    return text.what + (f" The method is that of [arXiv {paper}](https://arxiv.org/abs/{paper})." if paper else "")
 
 
 def _header(title: str, settings: JobSettings, made: Made) -> str:
@@ -183,7 +176,8 @@ def _filtered(settings: JobSettings, figures: Mapping[str, Any]) -> list[str]:
 
 
 def _options(filters: FilterSettings, name: str) -> str:
-    block = getattr(filters, name, None)
+    key = filters.class_of(name).block
+    block = None if key is None else getattr(filters, key)
     return "" if block is None else ", ".join(f"{key} {value}" for key, value in block.model_dump(mode="json").items())
 
 

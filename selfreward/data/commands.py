@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from selfreward.prompts.base import DataCommand
+from selfreward.recipe import registry
 from selfreward.recipe.filter_settings import PAPER, PAPER_INSTANCES
 from selfreward.recipe.loader import edit
 from selfreward.runtime.shutdown import stop
@@ -62,24 +64,6 @@ RankedOverrides = Annotated[
 OF_THE_JOB = ("seed", "model", "engine", "license", "model_license", "prompts", "eft")
 
 
-# What makes rows of other rows: the source, and what is said of it.
-MAKERS = {
-    "self-instruct": (
-        "self_instruct",
-        "New instructions with inputs and outputs after seed tasks (Self-Instruct, arXiv 2212.10560; or Alpaca's way).",
-    ),
-    "evolve": ("evol_instruct", "Instructions made harder or rarer, round by round (Evol-Instruct, arXiv 2304.12244)."),
-    "backtranslate": (
-        "backtranslation",
-        "The instructions that documents answer, kept where the model finds them fitting (arXiv 2308.06259).",
-    ),
-    "explain": (
-        "explain",
-        "A teacher's answers under system messages that ask for explanations (Orca, arXiv 2306.02707).",
-    ),
-}
-
-
 def _maker(source: str) -> Callable[..., None]:
     def make(
         rows: Rows,
@@ -105,8 +89,10 @@ def _maker(source: str) -> Callable[..., None]:
     return make
 
 
-for _name, (_source, _help) in MAKERS.items():
-    app.command(_name, help=_help)(_maker(_source))
+for _source in registry.PROMPT_SOURCES:
+    _command: DataCommand | None = registry.load_class(_source, registry.PROMPT_SOURCES, "prompt source").command
+    if _command is not None:
+        app.command(_command.name, help=_command.help)(_maker(_source))
 
 
 @app.command("filter")

@@ -15,7 +15,6 @@ from typing import Any, Literal
 from selfreward.data.ranked import RankedPrompt, prompt_key
 from selfreward.engines.base import Sampler
 from selfreward.judges import Judge
-from selfreward.recipe import registry
 from selfreward.recipe.eft_settings import EFTSettings
 from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.records import Graded, Judgement, Prompt, Record, Response, content_id, derive_seed
@@ -114,7 +113,7 @@ class _Rounds:
 
     def __init__(self, settings: EFTSettings, engine: Sampler, seed: int) -> None:
         once = settings.judge.model_copy(update={"votes": 1})
-        self._judge: Judge = registry.load(once.name, registry.JUDGES, "judge")(once)
+        self._judge: Judge = once.judge_class(once)
         self._settings, self._engine, self._seed = settings, engine, seed
 
     async def of(self, ranked: RankedPrompt) -> list[Judged]:

@@ -9,12 +9,11 @@ from selfreward.data.job import JobContext
 from selfreward.data.made import Made, Row
 from selfreward.evaluation.diversity import diversity
 from selfreward.preflight import check_model, check_prompts
-from selfreward.prompts.base import PromptSource, SourceContext
+from selfreward.prompts.base import PromptSource, SourceContext, source_of
 from selfreward.prompts.filters.base import Filters
-from selfreward.prompts.self_instruct import SelfInstructSource
 from selfreward.recipe.data_settings import DataJob
 from selfreward.records import Task
-from selfreward.stages.prompts import acceptance, explain, fall_short, load_source
+from selfreward.stages.prompts import acceptance, explain, fall_short
 
 
 def check(job: DataJob) -> None:
@@ -40,7 +39,7 @@ def work(job: DataJob, job_context: JobContext) -> Made:
         engine_of=lambda _: job_context.engine(),
         limit=job.engine.max_in_flight,
     )
-    source = load_source(settings)
+    source = source_of(settings)
     tasks = source.tasks(context)
     if not tasks:
         raise ValueError(f"{settings.source} made nothing. {explain(filters)}")
@@ -58,9 +57,9 @@ def work(job: DataJob, job_context: JobContext) -> Made:
 
 def _licences(source: PromptSource) -> list[tuple[str, str]]:
     """The licences of seeds, which rows that were written after them do not carry."""
-    if not isinstance(source, SelfInstructSource):
-        return []
     counts = Counter(task.license or "not stated" for task in source.seeds())
+    if not counts:
+        return []
     return [("seeds' licences", ", ".join(f"{name} ({count})" for name, count in counts.most_common()))]
 
 

@@ -1,4 +1,4 @@
-"""The protocol between the stages and whatever generates text."""
+"""The protocols between stages and judges and whatever serves a model: one for each thing that is asked."""
 
 from __future__ import annotations
 
@@ -43,12 +43,16 @@ class Completion:
 TOO_LONG = Completion("", "prompt_too_long", 0)
 
 
-class Sampler(Protocol):
-    """What stages and judges ask. Work is written as one coroutine a prompt; the engine batches what is in flight."""
+class Serving(Protocol):
+    """What serves a model, whatever it is asked for."""
 
     @property
     def model(self) -> str:
         """The folder or hub name of the weights."""
+
+
+class Generator(Serving, Protocol):
+    """Writes text. Work is written as one coroutine a prompt; the engine batches what is in flight."""
 
     async def generate(
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
@@ -63,6 +67,10 @@ class Sampler(Protocol):
             EngineDied: the engine can only be closed any more.
         """
 
+
+class OptionProbs(Serving, Protocol):
+    """Tells how likely short answers are. A class whose answers can't be begun says ``takes_prefix = False``."""
+
     async def option_probs(
         self, messages: Sequence[Message], prefix: str, options: Sequence[str]
     ) -> list[float] | None:
@@ -70,7 +78,7 @@ class Sampler(Protocol):
 
         Args:
             messages: the conversation.
-            begun: the beginning of the answer; may be empty.
+            prefix: the beginning of the answer; may be empty.
             options: short texts. Those tokens count for an option whose text is the option, with or without white
                 space in front.
 
@@ -79,22 +87,24 @@ class Sampler(Protocol):
             not fit.
 
         Raises:
-            ValueError: an option that is no single token of this model, or an engine that can't tell.
+            ValueError: an option that is no single token of this model.
             EngineDied: the engine can only be closed any more.
         """
 
+
+class RewardModel(Serving, Protocol):
+    """Serves a reward model."""
+
     async def reward(self, messages: Sequence[Message]) -> float | None:
-        """The reward of a conversation that ends with an answer, by a reward model; None if it does not fit.
-
-        Raises:
-            ValueError: the engine serves no reward model.
-        """
+        """The reward of a conversation that ends with an answer, None if it does not fit."""
 
 
-class Engine(Sampler, Protocol):
-    """A sampler that owns the model it serves."""
+class Sampler(Generator, OptionProbs, RewardModel, Protocol):
+    """All that stages and judges may ask; what the engine behind it can't do, no recipe lets them ask for."""
 
-    model: str
+
+class Closable(Protocol):
+    """An engine that owns its model."""
 
     def __init__(self, model_path: str, model: ModelSettings, settings: EngineSettings) -> None:
         """Loads a model.
@@ -104,6 +114,13 @@ class Engine(Sampler, Protocol):
             model: dtype, chat template and the like.
             settings: the recipe's ``engine`` block.
         """
+
+    def close(self) -> None:
+        """Gives back the memory, within seconds and whatever state the engine is in."""
+
+
+class Lifecycle(Closable, Protocol):
+    """What the policy's engine has besides, as its weights change."""
 
     async def logprobs(self, ids: Sequence[int], last: int | None = None) -> list[float] | None:
         """The log-probabilities, in nats, of tokens given those before them, under the weights that are served.
@@ -134,17 +151,17 @@ class Engine(Sampler, Protocol):
             EngineDied: the engine can only be closed any more.
         """
 
-    def close(self) -> None:
-        """Gives back the memory, within seconds and whatever state the engine is in."""
 
+class Engine(Sampler, Lifecycle, Protocol):
+    """All methods of the policy's engine, of judges' and of sources'. A class has those of them that it is used for.
 
-def no_reward_model(model: str) -> ValueError:
-    """What an engine raises that is asked for a reward and serves a model that writes."""
-    return ValueError(f"{model} is not served as a reward model. Use engine classifier with judge reward_model")
+    The recipe asks a class for them before it is used (:mod:`selfreward.recipe.engine_facts`). ``own_model`` of a class
+    says whether its own settings name what it serves (True), or ``judge.model`` has to (False).
+    """
 
 
 def start_here(model: ModelSettings, settings: EngineSettings, model_path: str) -> Engine:
-    """An engine in this process, or in one that it starts by itself.
+    """An engine in this process, or in one that it starts by itself, with the methods that it is used for.
 
     Raises:
         EngineDied: it could not be started.

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from selfreward.engines.base import Completion, SamplingParams
 from selfreward.engines.batching import Batcher
 from selfreward.text.chat import ChatEncoder, load_tokenizer, model_errors
 
@@ -17,12 +16,13 @@ if TYPE_CHECKING:
     from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
     from selfreward.records import Message
 
-_ONLY_RATES = "the classifier engine serves a reward model, which generates nothing. Use it in judge.engine, and "
 _NO_NEXT_TURN = "{%- set add_generation_prompt = false -%}"
 
 
 class ClassifierEngine:
-    """Implements :class:`selfreward.engines.base.Engine` as far as a judge needs it: it only rates."""
+    """Implements :class:`selfreward.engines.base.RewardModel`: it gives rewards, and generates nothing."""
+
+    own_model = False
 
     def __init__(self, model_path: str, model: ModelSettings, settings: EngineSettings) -> None:
         """Raises ValueError for a model that has another number of labels than one, or no weights for it."""
@@ -46,26 +46,6 @@ class ClassifierEngine:
         if self._max_model_len is not None and len(ids) > self._max_model_len:
             return None
         return await self._batcher.submit(ids)
-
-    async def generate(
-        self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
-    ) -> list[Completion]:
-        raise ValueError(f"{_ONLY_RATES}vllm, transformers or openai for judges that write")
-
-    async def option_probs(
-        self, messages: Sequence[Message], prefix: str, options: Sequence[str]
-    ) -> list[float] | None:
-        raise ValueError(f"{_ONLY_RATES}vllm, transformers or openai for judges that write")
-
-    async def logprobs(self, ids: Sequence[int], last: int | None = None) -> None:
-        """Not to be had: a reward model has no distribution over tokens."""
-        return None
-
-    def reload(self, model_path: str) -> None:
-        raise ValueError(f"{_ONLY_RATES}vllm or transformers in engine: it does not take the weights of {model_path}")
-
-    def sleep(self) -> None:
-        """Nothing to do: it serves no policy, which alone is kept while it trains."""
 
     def close(self) -> None:
         self._served = None

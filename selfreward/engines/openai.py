@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from openai import AsyncOpenAI
 from pydantic import AfterValidator, BaseModel, Field
 
-from selfreward.engines.base import TOO_LONG, Completion, SamplingParams, no_reward_model
+from selfreward.engines.base import TOO_LONG, Completion, SamplingParams
 from selfreward.engines.concurrency import run_coroutine
 from selfreward.engines.server import BadRequest, Server
 from selfreward.recipe.engine_settings import OpenAISettings
@@ -77,11 +77,15 @@ class _Models(BaseModel):
 
 
 class OpenAIEngine:
-    """Implements :class:`selfreward.engines.base.Engine` for a judge or teacher behind a server.
+    """Generates and tells option probabilities for a judge or teacher behind a server.
 
     The server applies its own chat template and limits. The weights are the server's, so this can't be the
-    policy of a loop.
+    policy of a loop, and has none of its methods.
     """
+
+    own_model = True
+    # Chat completions always begin a new answer.
+    takes_prefix = False
 
     def __init__(self, model_path: str, model: ModelSettings, settings: EngineSettings) -> None:
         """Raises ValueError if the server needs a key and its environment variable is not set."""
@@ -94,10 +98,6 @@ class OpenAIEngine:
         self, messages: Sequence[Message], params: SamplingParams, seeds: Sequence[int]
     ) -> list[Completion]:
         return await asyncio.gather(*(self._request(messages, params, seed) for seed in seeds))
-
-    async def logprobs(self, ids: Sequence[int], last: int | None = None) -> None:
-        """Not to be had: chat completions give no log-probabilities of a given text."""
-        return None
 
     async def option_probs(
         self, messages: Sequence[Message], prefix: str, options: Sequence[str]
@@ -119,18 +119,6 @@ class OpenAIEngine:
             return None
         tokens = self._top_tokens(answer)
         return [sum(exp(logprob) for text, logprob in tokens if text.lstrip() == option) for option in options]
-
-    async def reward(self, messages: Sequence[Message]) -> float | None:
-        raise no_reward_model(self.model)
-
-    def reload(self, model_path: str) -> None:
-        raise ValueError(
-            f"the openai engine can't serve {model_path}: the weights of {self._server.name} are not ours to change. "
-            "Use it in judge.engine, and vllm or transformers in engine"
-        )
-
-    def sleep(self) -> None:
-        """Nothing to do: it serves no policy, which alone is kept while it trains."""
 
     def close(self) -> None:
         """Nothing to do: each client is closed with its event loop."""

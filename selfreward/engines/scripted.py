@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from selfreward.engines.base import Completion, SamplingParams, no_reward_model
+from selfreward.engines.base import Completion, SamplingParams
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.records import Message
 
@@ -37,9 +37,6 @@ class ScriptedEngine:
         rest = answer.text.removeprefix(prefix).strip()
         said = max((option for option in options if rest.startswith(option)), key=len, default=None)
         return [float(option == said) for option in options]
-
-    async def reward(self, messages: Sequence[Message]) -> float | None:
-        raise no_reward_model(self.model)
 
     def reload(self, model_path: str) -> None:
         self.model = model_path

@@ -18,7 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from selfreward.engines.base import TOO_LONG, Completion, SamplingParams, no_reward_model
+from selfreward.engines.base import TOO_LONG, Completion, SamplingParams
 from selfreward.engines.batching import Batcher
 from selfreward.text.chat import ChatEncoder, load_tokenizer
 
@@ -68,6 +68,8 @@ class PresencePenalty(LogitsProcessor):
 class TransformersEngine:
     """Implements :class:`selfreward.engines.base.Engine` with padded batches of ``model.generate``."""
 
+    own_model = False
+
     def __init__(self, model_path: str, model: ModelSettings, settings: EngineSettings) -> None:
         self._settings = model
         self._chat = ChatEncoder(load_tokenizer(model_path, model))
@@ -115,9 +117,6 @@ class TransformersEngine:
             )
         probabilities = output.logits[0][0].float().softmax(-1)
         return [float(probabilities[group].sum()) for group in groups]
-
-    async def reward(self, messages: Sequence[Message]) -> float | None:
-        raise no_reward_model(self.model)
 
     def reload(self, model_path: str) -> None:
         assert self._batcher.idle, "weights must not change under a request"

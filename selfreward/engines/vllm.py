@@ -24,7 +24,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.metrics.reader import Counter
 
 from selfreward.engines import vllm_core
-from selfreward.engines.base import TOO_LONG, Completion, SamplingParams, no_reward_model
+from selfreward.engines.base import TOO_LONG, Completion, SamplingParams
 from selfreward.errors import EngineDied
 from selfreward.text.chat import ChatEncoder, load_tokenizer
 
@@ -50,6 +50,8 @@ MAX_LOGPROBS = 128
 
 class VLLMEngine:
     """Implements :class:`selfreward.engines.base.Engine` with ``vllm.LLMEngine``."""
+
+    own_model = False
 
     def __init__(self, model_path: str, model: ModelSettings, settings: EngineSettings) -> None:
         """Starts vLLM; a core in its own process ends with the thread that calls this.
@@ -124,9 +126,6 @@ class VLLMEngine:
         parts = [tokens[start : start + MAX_LOGPROBS] for start in range(0, len(tokens), MAX_LOGPROBS)]
         figures = itertools.chain(*await asyncio.gather(*(self._next_logprobs(ids, part) for part in parts)))
         return [sum(exp(figure) for figure in itertools.islice(figures, len(group))) for group in groups]
-
-    async def reward(self, messages: Sequence[Message]) -> float | None:
-        raise no_reward_model(self.model)
 
     def prefix_cache(self) -> tuple[int, int]:
         """How many tokens of prompts were looked up in the prefix cache since the start, and how many were found.

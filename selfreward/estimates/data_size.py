@@ -41,7 +41,7 @@ def count(recipe: Recipe) -> Data:
         ValueError: a bad row, or prompts from the hub without ``prompts.num``.
     """
     seed = _seed(recipe)
-    held_out = read_held_out(recipe) if recipe.evaluation.prompts is not None else []
+    held_out = read_held_out(recipe.evaluation, recipe.prompts) if recipe.evaluation.prompts is not None else []
     graded = read_graded(recipe.evaluation.judging) if recipe.evaluation.judging is not None else []
     num, length = _prompts(recipe) if recipe.iterations else (0, 0.0)
     return Data(

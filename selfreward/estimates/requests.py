@@ -3,65 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
-from selfreward.judges.criteria import read_criteria
+from selfreward.engines.model_requests import Requests
 from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.recipe.recipe import Recipe
 from selfreward.runs.plan import names
-
-# Requests behind a prompt that a model makes: what it writes, compares, answers, and what filters take out.
-REQUESTS_A_PROMPT = 5
-SAMPLED = ("anchors", "responses", "judgements", "previous_judgements", "lookahead", "meta")
-# Judges that read a next token's chances, or compute, and write nothing.
-WITHOUT_TEXT = ("yes_no", "verifier", "reward_model")
+from selfreward.runs.stages import Stage
 
 
-@dataclass(frozen=True)
-class Requests:
-    """Requests of one kind.
-
-    ``num`` texts of at most ``max_tokens`` are written. They share ``distinct`` inputs, which are read once each: a
-    prefix cache has them for the next request. An input is so many ``prompts``, ``answers`` and ``instructions``, such
-    as a judge's. ``asked`` is who answers: M_t, another model or a server, or a function. Answers that are a token's
-    chances, or a number, are not ``written``.
-    """
-
-    num: int
-    max_tokens: int
-    distinct: int
-    prompts: float = 1
-    answers: float = 0
-    instructions: float = 0
-    asked: Literal["policy", "other", "function"] = "policy"
-    written: bool = True
-
-    def times(self, count: int) -> Requests:
-        """As many again for each of so many prompts."""
-        return replace(self, num=self.num * count, distinct=self.distinct * count)
+def asks_by_prompt(stage: Stage) -> bool:
+    """Whether a stage asks so much for each prompt, as :func:`of_a_prompt` counts it."""
+    return not {"responses", "revisions", "judgements", "meta"}.isdisjoint(stage.asks)
 
 
-def of_a_prompt(recipe: Recipe, stage: str, iteration: int) -> list[Requests]:
+def of_a_prompt(recipe: Recipe, stage: Stage, iteration: int) -> list[Requests]:
     """The requests of a stage that samples or judges, for one prompt of an iteration, at most."""
-    responses, n = recipe.responses, recipe.responses.n
-    revised = n * (responses.principles is not None)
-    judged = n + revised + n * ("anchors" in names(recipe, iteration))
-    sampling = Requests(n, responses.max_tokens, 1)
-    if stage == "meta":
+    asks, n = stage.asks, recipe.responses.n
+    found = [Requests(n, recipe.responses.max_tokens, 1)] if "responses" in asks else []
+    if "revisions" in asks and recipe.responses.principles is not None:
+        turns = 2 * n * recipe.responses.revisions
+        found.append(Requests(turns, recipe.responses.max_tokens, turns, answers=1.5, instructions=1))
+    if "judgements" in asks:
+        revised, anchored = recipe.responses.principles is not None, "anchors" in names(recipe, iteration)
+        # A stage that also samples judges what it has sampled besides.
+        found += judging(recipe, n * (1 + revised + anchored + ("responses" in asks)))
+    if "meta" in asks:
         assert recipe.meta is not None
         meetings = recipe.judge.votes * (recipe.judge.votes - 1)
-        return [Requests(meetings, recipe.meta.max_tokens, meetings, answers=3, instructions=1)]
-    if stage == "anchors":
-        return [sampling]
-    if stage == "responses":
-        turns = 2 * revised * responses.revisions
-        revising = Requests(turns, responses.max_tokens, turns, answers=1.5, instructions=1)
-        return [sampling, *([revising] if turns else [])]
-    if stage == "lookahead":
-        return [sampling, *judging(recipe, judged + n)]
-    assert stage in SAMPLED, stage
-    return judging(recipe, judged)
+        found.append(Requests(meetings, recipe.meta.max_tokens, meetings, answers=3, instructions=1))
+    return found
 
 
 def judging(recipe: Recipe, num: int) -> list[Requests]:
@@ -70,39 +42,19 @@ def judging(recipe: Recipe, num: int) -> list[Requests]:
 
 
 def _judging(judge: JudgeSettings, num: int) -> Iterator[Requests]:
-    asked: Literal["policy", "other", "function"] = "other"
-    if judge.name == "verifier":
-        asked = "function"
-    elif judge.engine is None and judge.model is None:
-        asked = "policy"
-    each = Requests(1, judge.max_tokens, 1, instructions=1, asked=asked)
+    facts, asked = judge.facts, _asked(judge)
     if judge.reference == "answer":
-        yield each
-    thinks = {"expected_score": judge.expected.think, "pairwise": judge.pairwise.think}
-    each = replace(each, written=thinks.get(judge.name, judge.name not in WITHOUT_TEXT))
-    if judge.name == "pairwise":
-        meetings = num * (num - 1) // 2
-        if judge.pairwise.matches != "all":
-            meetings = min(meetings, judge.pairwise.rounds * (num // 2))
-        # Each meeting in both orders.
-        yield replace(each, num=2 * meetings * judge.votes, distinct=2 * meetings, answers=2)
-        return
-    if judge.name == "rubric" and not judge.rubric.together and judge.criteria is not None:
-        num *= len(read_criteria(judge.criteria))
-    yield replace(each, num=num * judge.votes, distinct=num, answers=1)
+        yield Requests(1, judge.max_tokens, 1, instructions=1, asked=asked)
+    for each in judge.judge_class.requests(judge, num):
+        yield replace(each, asked=asked, written=each.written and facts.writes)
+
+
+def _asked(judge: JudgeSettings) -> Literal["policy", "other", "function"]:
+    if not judge.needs:
+        return "function"
+    return "policy" if judge.engine is None and judge.model is None else "other"
 
 
 def of_all_prompts(recipe: Recipe, num: int) -> list[Requests]:
     """The requests of the stage ``prompts`` for ``num`` prompts, at most."""
-    asked = [source for source in recipe.prompts.sources if source.needs_model]
-    return [
-        Requests(
-            REQUESTS_A_PROMPT * num,
-            source.generation.max_tokens,
-            REQUESTS_A_PROMPT * num,
-            prompts=4,
-            instructions=1,
-            asked="other" if source.by == "teacher" else "policy",
-        )
-        for source in asked
-    ]
+    return [each for source in recipe.prompts.sources for each in source.source_class.requests(source, num)]

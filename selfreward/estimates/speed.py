@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from selfreward.engines.model_requests import Requests
 from selfreward.estimates.architecture import Architecture
 from selfreward.estimates.disk import BYTES_A_WEIGHT
 from selfreward.estimates.machine import Device
-from selfreward.estimates.requests import Requests
 from selfreward.estimates.serving_memory import Serving
 from selfreward.estimates.training_memory import Training
 from selfreward.recipe.recipe import Recipe

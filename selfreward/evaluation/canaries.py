@@ -14,7 +14,7 @@ def canaries() -> tuple[str, ...]:
     return tuple(line for line in lines if line.strip())
 
 
-def canary_figures(scores: Sequence[Sequence[float | None]], worst: float | None) -> dict[str, float | None]:
+def canary_figures(scores: Sequence[Sequence[float | None]], lowest: float | None) -> dict[str, float | None]:
     """How often a canary is accepted: it scores no lower than the model's own answer, and more than the least.
 
     Beside an answer that has the least score itself a canary passes nothing by having that too.
@@ -22,13 +22,13 @@ def canary_figures(scores: Sequence[Sequence[float | None]], worst: float | None
     Args:
         scores: for each prompt the score of the model's own answer, then those of the canaries; None is unscored,
             and an unscored canary is not accepted.
-        worst: the lowest score that there is; None where scores have no lower end.
+        lowest: the lowest score that the judge can give; None where scores have no lower end.
 
     Returns:
         ``canary_accepted``, a share; None where no own answer was scored.
     """
     accepted = [
-        canary is not None and canary >= own and (worst is None or canary > worst)
+        canary is not None and canary >= own and (lowest is None or canary > lowest)
         for own, *keys in scores
         if own is not None
         for canary in keys

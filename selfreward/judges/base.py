@@ -1,4 +1,4 @@
-"""The protocol of a judge, and what its judgements amount to."""
+"""What a judge is and says of itself, and what its judgements amount to."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
+
+from pydantic import BaseModel
 
 from selfreward.engines import Completion, Sampler
+from selfreward.engines.model_requests import Requests
+from selfreward.recipe.judge_facts import JudgeFacts
 from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.records import Graded, Judgement, Message, Prompt, Response, content_id
 
@@ -24,22 +28,60 @@ class Example:
     judgement: str
 
 
-class Judge(Protocol):
-    """Scores the responses to one prompt; a plain coroutine over an engine.
+class Judge:
+    """Scores the responses to one prompt: a plain coroutine over an engine, and what others ask of the class.
 
-    ``pointwise``: each response is judged by itself, so that judging can begin while others are still sampled.
-    ``best`` is the highest score that there is, or None where scores have no upper end.
+    A class has to write :meth:`judge` alone. The rest has defaults, which also hold for a user's class with another
+    parent.
+
+    Attributes:
+        required: the methods without a default.
+        pointwise: each response is judged by itself, so that judging can begin while others are still sampled.
+        uses: the keys of the ``judge`` block that are for some judges alone and that this one reads, such as
+            ``criteria``. None: any.
+        Options: the settings class of ``judge.options``, a pydantic model. None: there are no options.
     """
 
-    pointwise: bool
-    best: float | None
+    required: ClassVar[tuple[str, ...]] = ("judge",)
+    pointwise = True
+    uses: ClassVar[tuple[str, ...] | None] = None
+    Options: ClassVar[type[BaseModel] | None] = None
 
     def __init__(self, settings: JudgeSettings) -> None:
-        """Reads its part of the recipe.
+        """Reads its part of the recipe, once the recipe has passed :meth:`check`.
 
         Raises:
             ValueError: settings or files that this judge can't work with.
         """
+        self.settings = settings
+        self.options: Any = self.own_settings(settings)
+
+    @classmethod
+    def facts(cls, settings: JudgeSettings) -> JudgeFacts:
+        """What it needs of an engine, the range of its scores, and what else others want to know of it."""
+        return JudgeFacts()
+
+    @classmethod
+    def check(cls, settings: JudgeSettings) -> None:
+        """Refuses settings, as soon as the recipe is read.
+
+        Raises:
+            ValueError: settings that this judge can't work with.
+        """
+
+    @classmethod
+    def own_settings(cls, settings: JudgeSettings) -> BaseModel | None:
+        """``judge.options`` as ``Options`` has them, or None where there is no such class.
+
+        Raises:
+            ValidationError: options that do not fit.
+        """
+        return None if cls.Options is None else cls.Options.model_validate(settings.options or {})
+
+    @classmethod
+    def requests(cls, settings: JudgeSettings, num: int) -> list[Requests]:
+        """The requests behind the judgements of ``num`` responses to one prompt, at most."""
+        return [Requests(num * settings.votes, settings.max_tokens, num, answers=1, instructions=1)]
 
     async def judge(self, engine: Sampler, prompt: Prompt, responses: Sequence[Response], seed: int) -> list[Judgement]:
         """All judgements of the responses to one prompt.
@@ -50,12 +92,15 @@ class Judge(Protocol):
             responses: its responses.
             seed: every choice derives from it.
         """
+        raise NotImplementedError
 
     def scores(self, judgements: Sequence[Judgement]) -> dict[str, float]:
         """The score by response id, from all judgements of an iteration; unscored responses are left out."""
+        return mean_scores(judgements)
 
     def examples(self, graded: Sequence[Graded]) -> list[Example]:
         """How judging data is trained with; empty where no model is to learn this judge's prompt."""
+        return []
 
 
 def mean_scores(judgements: Iterable[Judgement]) -> dict[str, float]:

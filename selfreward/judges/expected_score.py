@@ -11,6 +11,7 @@ from typing import Any
 from selfreward.engines import Completion, Sampler
 from selfreward.judges.additive import AdditiveJudge
 from selfreward.judges.base import Example, make_judgement
+from selfreward.recipe.judge_facts import JudgeFacts
 from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.records import Graded, Judgement, Message, Prompt, Response, derive_seed
 from selfreward.text.scores import SCORE_LINE, announced, read_score
@@ -32,26 +33,42 @@ class ExpectedScoreJudge(AdditiveJudge):
     ``written``, the score that the text itself gives, where it can be read.
     """
 
+    uses = ("expected",)
+
+    @classmethod
+    def facts(cls, settings: JudgeSettings) -> JudgeFacts:
+        thinks = settings.expected.think
+        return JudgeFacts(
+            needs=(*(("generate",) if thinks else ()), "option_probs", "prefix"),
+            writes=thinks,
+            lowest=float(settings.min_score),
+            highest=float(settings.max_score),
+            makes_data=thinks,
+        )
+
+    @classmethod
+    def check(cls, settings: JudgeSettings) -> None:
+        if not settings.expected.think:
+            refuse_votes(settings, "Take votes out, or set expected.think to true")
+
     def __init__(self, settings: JudgeSettings) -> None:
         super().__init__(settings)
         scores = range(settings.min_score, settings.max_score + 1)
         self._options, self._values = [str(score) for score in scores], [float(score) for score in scores]
-        if not settings.expected.think:
-            refuse_votes(settings, "Take votes out, or set expected.think to true")
 
     async def _votes(
         self, engine: Sampler, prompt: Prompt, response: Response, seed: int, reference: str | None
     ) -> list[Judgement]:
         messages = self.messages(prompt.text, response.text, reference)
-        seeds = [derive_seed(seed, response.id, vote) for vote in range(self._settings.votes)]
-        if self._settings.expected.think:
+        seeds = [derive_seed(seed, response.id, vote) for vote in range(self.settings.votes)]
+        if self.settings.expected.think:
             completions = await engine.generate(messages, self._params, seeds)
             verdicts = await asyncio.gather(*(self._read(engine, messages, each) for each in completions))
         else:
             probs = await engine.option_probs(messages, ANNOUNCEMENT, self._options)
             completions = [Completion(shown(self._options, probs), "stop", 0)]
             verdicts = [self._verdict(probs)]
-        name, model = self._settings.name, engine.model
+        name, model = self.settings.name, engine.model
         return [
             make_judgement(name, [response], vote, seeds[vote], completion, model, reference=reference, **verdict)
             for vote, (completion, verdict) in enumerate(zip(completions, verdicts, strict=True))
@@ -82,11 +99,11 @@ class ExpectedScoreJudge(AdditiveJudge):
         Raises:
             ValueError: a judgement without a score.
         """
-        if self._settings.expected.think:
+        if self.settings.expected.think:
             return super().examples(graded)
         return [
             Example(self.messages(g.prompt, g.response, g.reference), f"{ANNOUNCEMENT} {label:g}")
-            for g, label in zip(graded, labels(graded, self._settings), strict=True)
+            for g, label in zip(graded, labels(graded, self.settings), strict=True)
         ]
 
 

@@ -13,37 +13,56 @@ from itertools import pairwise
 from typing import Any
 
 from selfreward.engines import Completion, Sampler, SamplingParams
-from selfreward.judges.base import TEMPLATES, Example, make_judgement
-from selfreward.judges.bradley_terry import strengths_by_id
+from selfreward.engines.model_requests import Requests
+from selfreward.judges.base import TEMPLATES, Example, Judge, make_judgement
 from selfreward.judges.criteria import describe, read_criteria
 from selfreward.judges.expected_score import labels, mean_of, refuse_votes, shown
 from selfreward.judges.matches import Meeting, Swiss, each_two, random_rounds
 from selfreward.judges.reference import Reference
 from selfreward.judges.verdicts import TIE, Match, matches, read_verdict
+from selfreward.recipe.judge_facts import JudgeFacts
 from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.records import Graded, Judgement, Message, Prompt, Response, derive_seed
 from selfreward.runs.stored import SEED_OF_MATCHES
 from selfreward.text.prompt_template import Template
 
 
-class PairwiseJudge:
+class PairwiseJudge(Judge):
     """Compares responses two by two; the score of one is its Bradley-Terry strength among those to its prompt.
 
     With ``pairwise.think`` each order has ``judge.votes`` sampled verdicts, without it one forward pass.
     """
 
     pointwise = False
-    best = None
+    uses = ("criteria", "pairwise")
+
+    @classmethod
+    def facts(cls, settings: JudgeSettings) -> JudgeFacts:
+        thinks = settings.pairwise.think
+        return JudgeFacts(needs=("generate" if thinks else "option_probs",), writes=thinks, makes_data=False)
+
+    @classmethod
+    def check(cls, settings: JudgeSettings) -> None:
+        labels = settings.pairwise.labels
+        if TIE in [label.lower() for label in labels]:
+            raise ValueError(f"pairwise.labels are {labels}, and tie is the verdict for neither. Rename that one")
+        if not settings.pairwise.think:
+            refuse_votes(settings, "Take votes out, or set pairwise.think to true")
+
+    @classmethod
+    def requests(cls, settings: JudgeSettings, num: int) -> list[Requests]:
+        """Each meeting in both orders."""
+        meetings = num * (num - 1) // 2
+        if settings.pairwise.matches != "all":
+            meetings = min(meetings, settings.pairwise.rounds * (num // 2))
+        asked = 2 * meetings
+        return [Requests(asked * settings.votes, settings.max_tokens, asked, answers=2, instructions=1)]
 
     def __init__(self, settings: JudgeSettings) -> None:
-        """Raises ValueError for labels, votes, criteria or a template that don't work."""
-        self._settings = settings
+        """Raises ValueError for criteria or a template that don't work."""
+        super().__init__(settings)
         self._how = settings.pairwise
         self._labels = settings.pairwise.labels
-        if TIE in [label.lower() for label in self._labels]:
-            raise ValueError(f"pairwise.labels are {self._labels}, and tie is the verdict for neither. Rename that one")
-        if not self._how.think:
-            refuse_votes(settings, "Take votes out, or set pairwise.think to true")
         self._params = SamplingParams.of(settings)
         self._reference = Reference(settings)
         self._criteria = None if settings.criteria is None else describe(read_criteria(settings.criteria))
@@ -89,7 +108,7 @@ class PairwiseJudge:
     ) -> list[Judgement]:
         """The verdicts in one order. Both orders have the same seeds, so that equal texts can't beat each other."""
         messages = self.messages(prompt.text, first.text, second.text, reference)
-        seeds = [derive_seed(seed, *sorted((first.id, second.id)), vote) for vote in range(self._settings.votes)]
+        seeds = [derive_seed(seed, *sorted((first.id, second.id)), vote) for vote in range(self.settings.votes)]
         if self._how.think:
             completions = await engine.generate(messages, self._params, seeds)
             verdicts = [self._written(completion) for completion in completions]
@@ -97,7 +116,7 @@ class PairwiseJudge:
             probs = await engine.option_probs(messages, "", self._labels)
             completions = [Completion(shown(self._labels, probs), "stop", 0)]
             verdicts = [by_chance(probs)]
-        name, two, model = self._settings.name, [first, second], engine.model
+        name, two, model = self.settings.name, [first, second], engine.model
         return [
             make_judgement(name, two, vote, seeds[vote], completion, model, reference=reference, **verdict)
             for vote, (completion, verdict) in enumerate(zip(completions, verdicts, strict=True))
@@ -112,6 +131,8 @@ class PairwiseJudge:
 
         A match counts as one, where both orders have a verdict; a response without such a match is left out.
         """
+        from selfreward.judges.bradley_terry import strengths_by_id
+
         wins: defaultdict[str, dict[tuple[str, str], float]] = defaultdict(dict)
         for match in matches(judgements):
             share = self._share(match)
@@ -133,7 +154,7 @@ class PairwiseJudge:
             ValueError: a judgement without a score, or data without any such two.
         """
         by_prompt: defaultdict[str, list[tuple[Graded, float]]] = defaultdict(list)
-        for each, label in zip(graded, labels(graded, self._settings), strict=True):
+        for each, label in zip(graded, labels(graded, self.settings), strict=True):
             by_prompt[each.prompt].append((each, label))
         found = [example for group in by_prompt.values() for two in pairwise(group) for example in self._examples(*two)]
         if graded and not found:

@@ -10,7 +10,7 @@ from functools import cached_property
 from selfreward.engines.base import Sampler
 from selfreward.judges.base import Example, Judge
 from selfreward.judges.ensemble import combine
-from selfreward.recipe import registry
+from selfreward.recipe.judge_facts import JudgeFacts
 from selfreward.recipe.judge_settings import JudgeSettings, MemberSettings, PanelSettings
 from selfreward.recipe.recipe import Recipe
 from selfreward.records import Graded, Judgement, Prompt, Response, derive_seed
@@ -29,23 +29,10 @@ class BoundJudge:
         """Whether M_t, the model that samples, is the judge."""
         return self.settings.engine is None and self.settings.model is None
 
-    @property
-    def writes(self) -> bool:
-        """Whether a judgement is a sampled text, of which there can be several."""
-        return {
-            "expected_score": self.settings.expected.think,
-            "pairwise": self.settings.pairwise.think,
-            **dict.fromkeys(("yes_no", "verifier", "reward_model"), False),
-        }.get(self.settings.name, True)
-
-    @property
-    def worst(self) -> float | None:
-        """The lowest score that there is; None where that is not known."""
-        lowest = float(self.settings.min_score)
-        return {
-            **dict.fromkeys(("additive", "expected_score", "rubric"), lowest),
-            **dict.fromkeys(("yes_no", "verifier"), 0.0),
-        }.get(self.settings.name)
+    @cached_property
+    def facts(self) -> JudgeFacts:
+        """What the judge says of itself under its settings."""
+        return self.settings.facts
 
     @cached_property
     def served_by(self) -> str:
@@ -68,8 +55,9 @@ class Panel:
         self.judges = _bound(settings)
         self.pointwise = all(bound.judge.pointwise for bound in self.judges)
         self.is_policy = all(bound.is_policy for bound in self.judges)
-        self.best = self.judges[0].judge.best if len(self.judges) == 1 else None
-        self.worst = self.judges[0].worst if len(self.judges) == 1 else 0.0
+        alone = len(self.judges) == 1
+        self.highest = self.judges[0].facts.highest if alone else None
+        self.lowest = self.judges[0].facts.lowest if alone else 0.0
 
     def groups(self) -> list[list[BoundJudge]]:
         """The seats by the engine that serves them, for on a GPU there may be room for one at a time."""
@@ -107,6 +95,6 @@ def _bound(settings: PanelSettings) -> list[BoundJudge]:
     for member in members:
         seen[member.name] += 1
         name = member.name if total[member.name] == 1 else f"{member.name}.{seen[member.name]}"
-        judge: Judge = registry.load(member.name, registry.JUDGES, "judge")(member)
+        judge: Judge = member.judge_class(member)
         judges.append(BoundJudge(name, member, judge))
     return judges

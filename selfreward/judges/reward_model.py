@@ -7,23 +7,26 @@ import math
 from collections.abc import Sequence
 
 from selfreward.engines import Sampler
-from selfreward.judges.base import Example, mean_scores
+from selfreward.judges.base import Judge
 from selfreward.judges.single import one_judgement, refuse_settings
+from selfreward.recipe.judge_facts import JudgeFacts
 from selfreward.recipe.judge_settings import JudgeSettings
-from selfreward.records import Graded, Judgement, Prompt, Response
+from selfreward.records import Judgement, Prompt, Response
 
 
-class RewardModelJudge:
+class RewardModelJudge(Judge):
     """The score of a response is the reward of the conversation that it ends; rewards have no range."""
 
-    pointwise = True
-    best = None
-    scores = staticmethod(mean_scores)
+    uses = ()
 
-    def __init__(self, settings: JudgeSettings) -> None:
-        """Raises ValueError for settings of a judge that reads a prompt."""
+    @classmethod
+    def facts(cls, settings: JudgeSettings) -> JudgeFacts:
+        return JudgeFacts(needs=("reward",), writes=False, is_taught=False, makes_data=False)
+
+    @classmethod
+    def check(cls, settings: JudgeSettings) -> None:
+        """Refuses settings of a judge that reads a prompt."""
         refuse_settings(settings, ("template", "reference"))
-        self._settings = settings
 
     async def judge(self, engine: Sampler, prompt: Prompt, responses: Sequence[Response], seed: int) -> list[Judgement]:
         return await asyncio.gather(*(self._judge(engine, prompt, response, seed) for response in responses))
@@ -37,8 +40,4 @@ class RewardModelJudge:
             text = f"reward {reward:.6g}"
             if not math.isfinite(reward):
                 score, error = None, "not_finite"
-        return one_judgement(self._settings, response, seed, text, engine.model, score=score, error=error)
-
-    def examples(self, graded: Sequence[Graded]) -> list[Example]:
-        """None: the reward model is not trained here."""
-        return []
+        return one_judgement(self.settings, response, seed, text, engine.model, score=score, error=error)

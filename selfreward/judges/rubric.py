@@ -9,24 +9,43 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfreward.engines import Sampler, SamplingParams
-from selfreward.judges.base import TEMPLATES, Example, make_judgement, mean_scores
+from selfreward.engines.model_requests import Requests
+from selfreward.judges.base import TEMPLATES, Example, Judge, make_judgement, mean_scores
 from selfreward.judges.criteria import Criterion, describe, read_criteria
 from selfreward.judges.reference import Reference
+from selfreward.recipe.judge_facts import JudgeFacts
 from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.records import Graded, Judgement, Message, Prompt, Response, derive_seed
 from selfreward.text.prompt_template import Template
 from selfreward.text.scores import announced, read_score
 
 
-class RubricJudge:
+class RubricJudge(Judge):
     """A score for each criterion, from calls of its own or one call for all; their weighted mean is the response's."""
 
-    pointwise = True
+    uses = ("criteria", "rubric")
+
+    @classmethod
+    def facts(cls, settings: JudgeSettings) -> JudgeFacts:
+        lowest, highest = float(settings.min_score), float(settings.max_score)
+        return JudgeFacts(lowest=lowest, highest=highest, is_taught=False, makes_data=False)
+
+    @classmethod
+    def check(cls, settings: JudgeSettings) -> None:
+        if settings.criteria is None:
+            raise ValueError(f"name is {settings.name}, and criteria is missing. Name the file that lists them")
+
+    @classmethod
+    def requests(cls, settings: JudgeSettings, num: int) -> list[Requests]:
+        """A call for each criterion, or for all of them."""
+        if not settings.rubric.together and settings.criteria is not None:
+            num *= len(read_criteria(settings.criteria))
+        return super().requests(settings, num)
 
     def __init__(self, settings: JudgeSettings) -> None:
         """Raises ValueError for criteria or a template that can't be used."""
         assert settings.criteria is not None, "the recipe refuses this judge without criteria"
-        self._settings = settings
+        super().__init__(settings)
         self._params = SamplingParams.of(settings)
         self._criteria = read_criteria(settings.criteria)
         self._together = settings.rubric.together
@@ -34,7 +53,6 @@ class RubricJudge:
         packaged = TEMPLATES / ("rubric_together.txt" if self._together else "rubric.txt")
         places = ("prompt", "response", "criteria", *self._reference.places)
         self._template = Template.read(settings.template or packaged, places)
-        self.best = float(settings.max_score)
 
     def messages(
         self, prompt: str, response: str, criteria: Sequence[Criterion], reference: str | None = None
@@ -45,13 +63,13 @@ class RubricJudge:
             response=response,
             criteria=describe(criteria),
             reference=self._reference.shown(reference),
-            min_score=str(self._settings.min_score),
-            max_score=str(self._settings.max_score),
+            min_score=str(self.settings.min_score),
+            max_score=str(self.settings.max_score),
         )
 
     def parse(self, text: str, cut: bool = False) -> tuple[float | None, str | None]:
         """(score, None) or (None, name of the error), from the judge's text on one criterion."""
-        return read_score(text, self._settings.min_score, self._settings.max_score, cut)
+        return read_score(text, self.settings.min_score, self.settings.max_score, cut)
 
     def parse_together(self, text: str, cut: bool = False) -> dict[str, Any]:
         """The verdict from the judge's text on all criteria: a score with figures, or the first criterion's error."""
@@ -84,7 +102,7 @@ class RubricJudge:
     ) -> list[Judgement]:
         """All votes on one response by one criterion, or by all of them where ``aspect`` is None."""
         name = aspect and aspect.name
-        seeds = [derive_seed(seed, response.id, name, vote) for vote in range(self._settings.votes)]
+        seeds = [derive_seed(seed, response.id, name, vote) for vote in range(self.settings.votes)]
         criteria = self._criteria if aspect is None else [aspect]
         messages = self.messages(prompt.text, response.text, criteria, reference)
         completions = await engine.generate(messages, self._params, seeds)
@@ -95,7 +113,7 @@ class RubricJudge:
             verdict = self.parse_together(completion.text, cut) if aspect is None else {"score": score, "error": error}
             verdict |= {"aspect": name, "reference": reference}
             judgements.append(
-                make_judgement(self._settings.name, [response], vote, seeds[vote], completion, engine.model, **verdict)
+                make_judgement(self.settings.name, [response], vote, seeds[vote], completion, engine.model, **verdict)
             )
         return judgements
 

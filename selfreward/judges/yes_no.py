@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from itertools import product
 
 from selfreward.engines import Completion, Sampler
-from selfreward.judges.base import TEMPLATES, Example, make_judgement, mean_scores
+from selfreward.judges.base import TEMPLATES, Example, Judge, make_judgement
 from selfreward.judges.expected_score import labels, mean_of, refuse_votes, shown
 from selfreward.judges.reference import Reference
+from selfreward.recipe.judge_facts import JudgeFacts
 from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.records import Graded, Judgement, Message, Prompt, Response, derive_seed
 from selfreward.text.chat import NotAToken
@@ -20,20 +21,25 @@ WORDINGS = tuple(product((("Yes", "yes"), ("Yes",), ("yes",)), (("No", "no"), ("
 Wording = tuple[tuple[str, ...], tuple[str, ...]]
 
 
-class YesNoJudge:
+class YesNoJudge(Judge):
     """Score: P(yes) / (P(yes) + P(no)) as the first word of the answer, in one forward pass a response.
 
     The figure ``mass`` is P(yes) + P(no). What makes a good response is the template's to say; the paper has one for
     each kind of prompt (chat, code, mathematics, safety).
     """
 
-    pointwise = True
-    best = 1.0
-    scores = staticmethod(mean_scores)
+    uses = ()
+
+    @classmethod
+    def facts(cls, settings: JudgeSettings) -> JudgeFacts:
+        return JudgeFacts(needs=("option_probs",), writes=False, lowest=0.0, highest=1.0, makes_data=False)
+
+    @classmethod
+    def check(cls, settings: JudgeSettings) -> None:
+        refuse_votes(settings, "Take votes out")
 
     def __init__(self, settings: JudgeSettings) -> None:
-        refuse_votes(settings, "Take votes out")
-        self._settings = settings
+        super().__init__(settings)
         self._reference = Reference(settings)
         places = ("prompt", "response", *self._reference.places)
         self._template = Template.read(settings.template or TEMPLATES / "yes_no.txt", places)
@@ -58,7 +64,7 @@ class YesNoJudge:
         (yes, no), probs = await self._probs(engine, self.messages(prompt.text, response.text, reference))
         completion = Completion(shown([*yes, *no], probs), "stop", 0)
         verdict = mean_of(probs, [1.0] * len(yes) + [0.0] * len(no))
-        name, own = self._settings.name, derive_seed(seed, response.id, 0)
+        name, own = self.settings.name, derive_seed(seed, response.id, 0)
         return make_judgement(name, [response], 0, own, completion, engine.model, reference=reference, **verdict)
 
     async def _probs(self, engine: Sampler, messages: list[Message]) -> tuple[Wording, list[float] | None]:
@@ -84,9 +90,9 @@ class YesNoJudge:
         Raises:
             ValueError: a judgement without a score.
         """
-        middle = (self._settings.min_score + self._settings.max_score) / 2
+        middle = (self.settings.min_score + self.settings.max_score) / 2
         return [
             Example(self.messages(g.prompt, g.response, g.reference), "yes" if label > middle else "no")
-            for g, label in zip(graded, labels(graded, self._settings), strict=True)
+            for g, label in zip(graded, labels(graded, self.settings), strict=True)
             if label != middle
         ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from selfreward.engines import Sampler, SamplingParams
-from selfreward.prompts.base import SourceContext
+from selfreward.prompts.base import CardText, DataCommand, PromptSource, SourceContext
 from selfreward.prompts.dataset import Document, counted, read_documents
+from selfreward.prompts.filters.base import KINDS, Kind
 from selfreward.prompts.replies import failure, greedy, read_prompt, template
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Task
@@ -27,12 +29,27 @@ class _Pair:
     error: str | None = None
 
 
-class BacktranslationSource:
+class BacktranslationSource(PromptSource):
     """Each iteration goes on behind the last document that an earlier one kept, and never starts over.
 
     It takes as many documents as tasks are missing, again and again, until there are enough or no document is left:
     so none is asked for in vain.
     """
+
+    reads_rows: ClassVar[bool] = True
+    command: ClassVar[DataCommand | None] = DataCommand(
+        "backtranslate",
+        "The instructions that documents answer, kept where the model finds them fitting (arXiv 2308.06259).",
+    )
+    card: ClassVar[CardText | None] = CardText(
+        "Documents as outputs, each with the instruction that a language model thought it answers.",
+        "2308.06259",
+        "The model also judged how well instruction and document fit. It shares its own blind spots.",
+    )
+
+    @classmethod
+    def filtered(cls, settings: SourceSettings) -> tuple[Kind, ...]:
+        return KINDS
 
     def __init__(self, settings: SourceSettings) -> None:
         self._settings = settings

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
-from selfreward.prompts.base import SourceContext
+from selfreward.prompts.base import PromptSource, SourceContext
 from selfreward.prompts.dataset import check_rows, counted, read_tasks
 from selfreward.prompts.evol_instruct import Evolver
+from selfreward.prompts.filters.base import KINDS, Kind
 from selfreward.recipe.prompt_settings import CurriculumSettings, PromptSettings, SourceSettings
 from selfreward.records import Difficulty, Task
 
 
-class CurriculumSource:
+class CurriculumSource(PromptSource):
     """A share of what earlier iterations asked and a model could learn from, and fresh rows for the rest.
 
     The most informative come first: those whose responses' scores differ most, as they did when the prompt was asked
@@ -20,12 +22,31 @@ class CurriculumSource:
     prompts are informative, more rows are taken.
     """
 
+    reads_rows: ClassVar[bool] = True
+    reads_difficulty: ClassVar[bool] = True
+    writes: ClassVar[bool] = False
+
+    @classmethod
+    def asks_model(cls, settings: SourceSettings) -> bool:
+        return settings.curriculum.evolve
+
+    @classmethod
+    def solved_score(cls, settings: SourceSettings) -> float | None:
+        return settings.curriculum.solved
+
+    @classmethod
+    def filtered(cls, settings: SourceSettings) -> tuple[Kind, ...]:
+        return KINDS
+
     def __init__(self, settings: SourceSettings) -> None:
         self._settings = settings
         self._evolver = Evolver(settings) if settings.curriculum.evolve else None
 
     def check(self) -> None:
         check_rows(self._settings, self._settings.num if isinstance(self._settings, PromptSettings) else None)
+
+    def check_share(self, num: int) -> None:
+        check_rows(self._settings, num)
 
     def tasks(self, context: SourceContext) -> list[Task]:
         """The tasks of an iteration: first what comes from earlier ones, then the fresh rows.

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
-from selfreward.prompts.base import SourceContext
+from selfreward.prompts.base import PromptSource, SourceContext
+from selfreward.prompts.filters.base import KINDS, Kind
 from selfreward.prompts.formats import tasks_of
 from selfreward.prompts.row_files import BadRow, Row, name_of
 from selfreward.prompts.rows import Rows, mapped, optional_text, text_of
+from selfreward.recipe.evaluation_settings import EvaluationSettings
 from selfreward.recipe.prompt_settings import PromptSettings, RowSettings, SourceSettings
-from selfreward.recipe.recipe import Recipe
 from selfreward.records import Prompt, Removal, Task, content_id
 from selfreward.runs.stored import ID_OF_DOCUMENT
 
@@ -21,14 +22,30 @@ Read = TypeVar("Read")
 CHECKED_ROWS = 100
 
 
-class DatasetSource:
+class DatasetSource(PromptSource):
     """Each iteration takes the next ``num`` rows that pass the filters, and starts over at their end."""
+
+    reads_rows: ClassVar[bool] = True
+    reads_past: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
+    streams: ClassVar[bool] = True
+
+    @classmethod
+    def asks_model(cls, settings: SourceSettings) -> bool:
+        return False
+
+    @classmethod
+    def filtered(cls, settings: SourceSettings) -> tuple[Kind, ...]:
+        return KINDS
 
     def __init__(self, settings: SourceSettings) -> None:
         self._settings = settings
 
     def check(self) -> None:
         check_rows(self._settings, self._settings.num if isinstance(self._settings, PromptSettings) else None)
+
+    def check_share(self, num: int) -> None:
+        check_rows(self._settings, num)
 
     def tasks(self, context: SourceContext) -> list[Task]:
         """The tasks of an iteration.
@@ -95,16 +112,16 @@ def read_tasks(
     return tasks, rows.skipped
 
 
-def read_held_out(recipe: Recipe) -> list[Prompt]:
+def read_held_out(evaluation: EvaluationSettings, prompts: RowSettings) -> list[Prompt]:
     """The held-out prompts of the evaluation, in any format.
 
     ``prompts.columns`` is about other data: a row that lacks such a column is read under its own names.
     """
     settings = RowSettings(
-        path=recipe.evaluation.prompts,
-        columns=recipe.prompts.columns,
-        max_characters=recipe.prompts.max_characters,
-        on_bad_line=recipe.prompts.on_bad_line,
+        path=evaluation.prompts,
+        columns=prompts.columns,
+        max_characters=prompts.max_characters,
+        on_bad_line=prompts.on_bad_line,
     )
     return [task.prompt for task in read_tasks(settings, lenient=True)[0]]
 

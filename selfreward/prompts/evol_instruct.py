@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import ClassVar
 
 from selfreward.engines import Sampler, SamplingParams
-from selfreward.prompts.base import SourceContext
+from selfreward.prompts.base import CardText, DataCommand, PromptSource, SourceContext
 from selfreward.prompts.dataset import counted, read_tasks
 from selfreward.prompts.eliminator import Eliminator, Failed, look_at_answer
+from selfreward.prompts.filters.base import KINDS, Kind
 from selfreward.prompts.replies import failure, in_turn, read_prompt, template
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Message, Task
@@ -20,12 +22,27 @@ DEPTH = ("constraint", "deepen", "concretise", "reasoning", "input")
 BREADTH = "breadth"
 
 
-class EvolInstructSource:
+class EvolInstructSource(PromptSource):
     """Each iteration evolves the next rows, ``rounds`` times each; every success is a task.
 
     So many rows are begun with that ``num`` tasks come out if no evolution fails. As long as tasks are missing, further
     rows follow, each once an iteration; the next iteration may begin with some of these again.
     """
+
+    reads_rows: ClassVar[bool] = True
+    writes: ClassVar[bool] = False
+    command: ClassVar[DataCommand | None] = DataCommand(
+        "evolve", "Instructions made harder or rarer, round by round (Evol-Instruct, arXiv 2304.12244)."
+    )
+    card: ClassVar[CardText | None] = CardText(
+        "Instructions that a language model made harder or rarer, round by round; `parent_id` is what each came from.",
+        "2304.12244",
+        "The outputs are the model's and nobody checked them. Harder is what the model took for harder.",
+    )
+
+    @classmethod
+    def filtered(cls, settings: SourceSettings) -> tuple[Kind, ...]:
+        return KINDS
 
     def __init__(self, settings: SourceSettings) -> None:
         self._settings = settings

@@ -6,21 +6,38 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 from selfreward.engines import SamplingParams
-from selfreward.prompts.base import SourceContext
+from selfreward.prompts.base import CardText, DataCommand, PromptSource, SourceContext
 from selfreward.prompts.dataset import counted, read_tasks
+from selfreward.prompts.filters.base import KINDS, Kind
 from selfreward.prompts.replies import TEMPLATES, failure, in_turn
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Task
 from selfreward.runs.stored import ANSWER, MESSAGE, SEED_OF_EXPLANATION
 
 
-class ExplainSource:
+class ExplainSource(PromptSource):
     """Each iteration takes the rows behind the last one that was answered, each under one of several system messages.
 
     Answers that are empty or truncated are left out, and further rows follow in their place, each once an iteration.
     """
+
+    reads_rows: ClassVar[bool] = True
+    writes: ClassVar[bool] = False
+    command: ClassVar[DataCommand | None] = DataCommand(
+        "explain", "A teacher's answers under system messages that ask for explanations (Orca, arXiv 2306.02707)."
+    )
+    card: ClassVar[CardText | None] = CardText(
+        "Instructions that a language model answered under system messages which ask for explanations.",
+        "2306.02707",
+        "An explanation that reads well can be wrong; nobody checked them.",
+    )
+
+    @classmethod
+    def filtered(cls, settings: SourceSettings) -> tuple[Kind, ...]:
+        return KINDS
 
     def __init__(self, settings: SourceSettings) -> None:
         self._settings = settings

@@ -6,42 +6,42 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from typing import ClassVar
 
-from selfreward.prompts.base import PromptSource, SourceContext
-from selfreward.prompts.dataset import check_rows
+from selfreward.prompts.base import PromptSource, SourceContext, source_of
 from selfreward.prompts.filters.base import Filters
-from selfreward.prompts.self_instruct import SelfInstructSource
-from selfreward.recipe import registry
 from selfreward.recipe.prompt_settings import PartSettings, PromptSettings, SourceSettings
 from selfreward.records import Task, derive_seed
 from selfreward.runs.stored import SEED_OF_ORDER, SEED_OF_PART
 
 
-class MixtureSource:
+class MixtureSource(PromptSource):
     """Asks each part for its share by the iteration's weights, and mixes what they give.
 
     Rows are read first, so that what a model writes is compared with them. A task that an earlier part gave too is
     left out and counted, so that there can be fewer than were wanted.
     """
 
+    reads_past: ClassVar[bool] = False  # its parts do
+    has_parts: ClassVar[bool] = True
+    _settings: PromptSettings
+
+    @classmethod
+    def asks_model(cls, settings: SourceSettings) -> bool:
+        return False
+
     def __init__(self, settings: SourceSettings) -> None:
         assert isinstance(settings, PromptSettings)
         self._settings = settings
-        self._parts: list[tuple[PartSettings, PromptSource]] = [
-            (part, registry.load(part.source, registry.PROMPT_SOURCES, "prompt source")(part))
-            for part in settings.parts
-        ]
+        self._parts: list[tuple[PartSettings, PromptSource]] = [(part, source_of(part)) for part in settings.parts]
 
     def check(self) -> None:
         longest = max(len(part.weight) for part, _ in self._parts)
         # The recipe sees to it that an iteration has a weight; a list may be longer than the run.
         every = [of_parts for of_parts in self._shares(longest) if any(of_parts)]
         most = [max(of_part) for of_part in zip(*every, strict=True)]
-        for num, (part, source) in zip(most, self._parts, strict=True):
-            if part.source in ("dataset", "curriculum"):
-                check_rows(part, num)
-            else:
-                source.check()
+        for num, (_, source) in zip(most, self._parts, strict=True):
+            source.check_share(num)
 
     def tasks(self, context: SourceContext) -> list[Task]:
         """The tasks of an iteration, in an order that depends on the seed.
@@ -52,8 +52,7 @@ class MixtureSource:
         asked = self._shares(context.iteration)
         # Whether a part is asked or not, and when: what is near to a seed of any of them is nothing new.
         for _, source in self._parts:
-            if isinstance(source, SelfInstructSource):
-                context.filters.add_known(source.seeds())
+            context.filters.add_known(source.seeds())
         found: dict[str, Task] = {}
         for place in sorted(range(len(self._parts)), key=lambda place: self._parts[place][0].writes):
             nums = [of_parts[place] for of_parts in asked]

@@ -21,7 +21,6 @@ from statistics import mean
 
 from selfreward.engines import Sampler, SamplingParams
 from selfreward.prompts.base import SourceContext
-from selfreward.prompts.filters.rouge import RougeIndex
 from selfreward.prompts.instruction_writer import InstructionWriter, Reply
 from selfreward.prompts.replies import failure, greedy, template, unwrap
 from selfreward.recipe.prompt_settings import SourceSettings
@@ -175,6 +174,9 @@ class TemplateSearch:
 
 def _novelties(admitted: Sequence[Sequence[Task]], pool: Sequence[Task]) -> list[float | None]:
     """How far the tasks of each prompt are from the nearest of the pool, on the average; None where there are none."""
+    # It brings NumPy, and commands ask sources of themselves before anything is made.
+    from selfreward.prompts.filters.rouge import RougeIndex
+
     index = RougeIndex(0.0, "unicode")
     for task in pool:
         index.add(task.instruction_id, task.instruction)

@@ -16,6 +16,8 @@ from selfreward.recipe.prompt_settings import PromptSettings, RowSettings
 class JobSettings(Settings):
     """What makes a data set: the model that writes, and what is said of licences."""
 
+    decides = True
+
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Every random choice derives from it.")
     model: ModelSettings | None = Field(None, description="The model that writes, where it is not behind a server.")
     engine: EngineSettings = EngineSettings()
@@ -37,8 +39,8 @@ class DataJob(JobSettings):
     @model_validator(mode="after")
     def _check_source(self) -> Self:
         for source in self.prompts.sources:
-            if source.source == "curriculum":
-                raise ValueError("the source curriculum asks how a loop's models did, and here is no loop")
+            if source.source_class.reads_difficulty:
+                raise ValueError(f"the source {source.source} asks how a loop's models did, and here is no loop")
             if source.by != "current":
                 raise ValueError(f"by is {source.by}, and a data set has one model. Name it with --model")
         return self
@@ -58,3 +60,6 @@ class EFTJob(JobSettings):
     ranked: RowSettings
     lang: str | None = None
     eft: EFTSettings = EFTSettings()
+
+
+JOBS: tuple[type[JobSettings], ...] = (DataJob, IFTJob, EFTJob)

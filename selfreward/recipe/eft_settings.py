@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from selfreward.recipe.base import PositiveInt, Settings
-from selfreward.recipe.judge_settings import JUDGE_NAMES, JudgeSettings
+from selfreward.recipe.effects import Effect
+from selfreward.recipe.judge_settings import JudgeSettings
+from selfreward.recipe.loader import is_stored
+
+
+class EFTJudgeSettings(JudgeSettings):
+    """The judge that writes judging data."""
+
+    # Unlike a run, a data set has it in its marker.
+    min_parse_rate: Annotated[float, Field(ge=0.0, le=1.0), Effect.VALUE] = Field(
+        0.5, description="Nothing is made where a smaller share of judgements has a readable score."
+    )
 
 
 class EFTSettings(Settings):
     """From ranked answers to judgements that agree with the ranking (arXiv 2401.10020)."""
 
-    judge: JudgeSettings = Field(
-        JudgeSettings(),
+    decides = True
+
+    judge: EFTJudgeSettings = Field(
+        default_factory=EFTJudgeSettings,
         description="How judgements are written, as in a recipe. Its votes are the most rounds a prompt has: each "
         "judges every answer once, and the first round that agrees with the ranking is kept.",
     )
@@ -36,11 +49,11 @@ class EFTSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self, info: ValidationInfo) -> Self:
         if self.held_out > 1 and not self.held_out.is_integer():
             raise ValueError(f"held_out is {self.held_out}: give a share below 1, or a whole number of prompts")
         name, judge = self.judge.name, self.judge
-        if name in JUDGE_NAMES and name != "additive" and not (name == "expected_score" and judge.expected.think):
+        if not is_stored(info) and not judge.facts.makes_data:
             raise ValueError(
                 f"judge.name is {name}, and judging data are written judgements of one response with its score. Use "
                 "additive, or expected_score with think"

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 
 from selfreward.recipe import upstream
 from selfreward.recipe.base import FOREIGN, SIGN_IN, PassedOn, PositiveInt, Settings
+from selfreward.recipe.effects import Effect
 from selfreward.recipe.loader import OptionError, RecipeFile, RecipePath, is_stored, texts
 from selfreward.runtime import redact
 
@@ -34,6 +35,11 @@ RESERVED_VLLM = {
         FOREIGN,
     ),
 }
+# What touches no result: memory, batching, logs.
+OPERATIONAL_VLLM = frozenset(
+    "disable_log_stats use_tqdm_on_load gpu_memory_utilization kv_cache_memory_bytes max_num_seqs "
+    "max_num_batched_tokens".split()
+)
 # Options of vLLM that take names of its own, and the path of any Python object as well.
 VLLM_NAMES = ("distributed_executor_backend", "compilation_config", "speculative_config")
 
@@ -46,14 +52,23 @@ def _no_code(options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     return options
 
 
-VLLMOptions = Annotated[dict[str, Any], PassedOn(upstream.VLLM, RESERVED_VLLM), AfterValidator(_no_code)]
+VLLMOptions = Annotated[
+    dict[str, Any], PassedOn(upstream.VLLM, RESERVED_VLLM, OPERATIONAL_VLLM), AfterValidator(_no_code)
+]
 
 
 class ModelSettings(Settings):
     """The model that the run starts from."""
 
-    path: RecipePath = Field(description="A folder (relative to the recipe) or the name of a model on the hub.")
-    revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
+    decides = True
+
+    path: Annotated[RecipePath, Effect.MODEL] = Field(
+        description="A folder (relative to the recipe) or the name of a model on the hub."
+    )
+    # Whatever it names, the bytes tell.
+    revision: Annotated[str | None, Effect.OPERATIONAL] = Field(
+        None, description="Branch, tag or commit of a hub model."
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16", description="In which numbers each merged model is stored, served and trained."
     )
@@ -79,6 +94,8 @@ class ModelSettings(Settings):
 class SamplingSettings(Settings):
     """How an engine samples; the names are vLLM's."""
 
+    decides = True
+
     temperature: Annotated[float, Field(ge=0.0)] = Field(0.7, description="0 is greedy.")
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.9, description="Nucleus sampling.")
     max_tokens: PositiveInt = Field(1024, description="Most new tokens; a longer output is truncated.")
@@ -87,24 +104,32 @@ class SamplingSettings(Settings):
 class TransformersSettings(Settings):
     """Settings of the transformers engine."""
 
+    decides = False
+
     batch_size: PositiveInt = Field(32, description="Sequences in one padded batch.")
 
 
 class OpenAISettings(Settings):
     """Settings of an OpenAI-compatible server."""
 
-    base_url: str = Field(description="Such as http://localhost:8000/v1.")
-    model: str = Field(description="The model's name on that server.")
-    api_key_env: str = Field("OPENAI_API_KEY", description="The environment variable that holds the key.")
-    max_concurrency: PositiveInt = Field(32, description="Most requests under way at once.")
-    max_retries: Annotated[int, Field(ge=0)] = Field(
+    base_url: Annotated[str, Effect.VALUE] = Field(description="Such as http://localhost:8000/v1.")
+    model: Annotated[str, Effect.VALUE] = Field(description="The model's name on that server.")
+    api_key_env: Annotated[str, Effect.OPERATIONAL] = Field(
+        "OPENAI_API_KEY", description="The environment variable that holds the key."
+    )
+    max_concurrency: Annotated[PositiveInt, Effect.OPERATIONAL] = Field(
+        32, description="Most requests under way at once."
+    )
+    max_retries: Annotated[int, Field(ge=0), Effect.OPERATIONAL] = Field(
         5,
         description="How often a request is tried again that fails in passing (status 408, 409, 425, 429 or from 500 "
         "on, timeout, broken connection, an answer that can't be read), after pauses that grow to 8 s or that the "
         "server asks for; four times as often once the server has answered anything. Then the run stops, and goes on "
         "from there when it is resumed.",
     )
-    timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="Seconds that one try of a request may take.")
+    timeout: Annotated[float, Field(gt=0), Effect.OPERATIONAL] = Field(
+        120.0, description="Seconds that one try of a request may take."
+    )
 
     @field_validator("api_key_env")
     @classmethod
@@ -123,14 +148,20 @@ class OpenAISettings(Settings):
 class EngineSettings(Settings):
     """What samples and judges."""
 
+    decides = True
+
     name: str = Field(
-        "vllm", description="vllm, transformers, openai, classifier (a reward model, judges only), or MODULE:CLASS."
+        "vllm",
+        description="{names}, or MODULE:CLASS. classifier serves a reward model, for judges alone.",
+        json_schema_extra={"names": "ENGINES"},
     )
-    max_in_flight: PositiveInt = Field(256, description="Prompts that each replica works on at once.")
-    max_restarts: Annotated[int, Field(ge=0)] = Field(
+    max_in_flight: Annotated[PositiveInt, Effect.OPERATIONAL] = Field(
+        256, description="Prompts that each replica works on at once."
+    )
+    max_restarts: Annotated[int, Field(ge=0), Effect.OPERATIONAL] = Field(
         2, description="How often an engine that died is started again; after that the run stops."
     )
-    stall_timeout: Annotated[float, Field(gt=0)] = Field(
+    stall_timeout: Annotated[float, Field(gt=0), Effect.OPERATIONAL] = Field(
         300.0, description="Seconds without a sign of life after which an engine in a process of its own is dead."
     )
     vllm: VLLMOptions = Field(default_factory=dict, description="vLLM's engine arguments, by their own names.")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
+from selfreward.recipe import registry
 from selfreward.recipe.base import PositiveInt, Settings
-from selfreward.recipe.loader import RecipeFile
+from selfreward.recipe.loader import RecipeFile, is_stored
 
 
 class EvaluationSettings(Settings):
     """Measurements on held-out data, of M1 and of the model of each iteration."""
+
+    decides = True
 
     prompts: RecipeFile | None = Field(
         None,
@@ -20,7 +23,9 @@ class EvaluationSettings(Settings):
     )
     n: PositiveInt = Field(1, description="Responses sampled for each held-out prompt, besides one greedy.")
     scorer: str | None = Field(
-        None, description="MODULE:FUNCTION from (prompt, response) to a number: measures, never trains."
+        None,
+        description="A verifier's name, or MODULE:FUNCTION from (prompt, response) to a score, or None to abstain: "
+        "measures, never trains.",
     )
     pass_score: float | None = Field(None, description="From which gold score on a response passes, for pass rates.")
     judging: RecipeFile | None = Field(
@@ -33,9 +38,11 @@ class EvaluationSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self, info: ValidationInfo) -> Self:
         if self.scorer is not None and self.prompts is None:
             raise ValueError("a scorer needs evaluation.prompts to score responses to")
         if self.pass_score is not None and self.scorer is None:
             raise ValueError(f"pass_score is {self.pass_score}, and there is no scorer whose scores could pass")
+        if self.scorer is not None and not is_stored(info):
+            registry.load_function(self.scorer, registry.VERIFIERS, "scorer", ("prompt", "response"))
         return self

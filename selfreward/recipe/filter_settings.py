@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from math import ceil, log, log1p
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
+from selfreward.recipe import registry
 from selfreward.recipe.base import PositiveInt, Settings
-from selfreward.recipe.loader import RecipeFile, RecipePath
+from selfreward.recipe.effects import Effect
+from selfreward.recipe.loader import RecipeFile, RecipePath, is_stored, shown
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 # Of arXiv 2212.10560: on an instruction as soon as it is written, then on its instances.
@@ -18,6 +20,8 @@ PAPER_INSTANCES = ("empty_output", "input_equals_output", "trailing_colon", "con
 
 class LengthSettings(Settings):
     """Instructions that are too short or too long."""
+
+    decides = True
 
     min_words: Annotated[int, Field(ge=0)] = Field(4, description="Fewest words.")
     max_words: PositiveInt = Field(150, description="Most words.")
@@ -32,6 +36,8 @@ class LengthSettings(Settings):
 class KeywordSettings(Settings):
     """Instructions about what a language model can't see or do."""
 
+    decides = True
+
     words: list[Annotated[str, Field(pattern=r"\S")]] = Field(
         [*"image images graph graphs picture pictures file files map maps draw plot".split(), "go to"],
         description="Whole words or phrases, in any case.",
@@ -41,6 +47,8 @@ class KeywordSettings(Settings):
 class LanguageSettings(Settings):
     """Languages, told by py3langid."""
 
+    decides = True
+
     allowed: list[str] = Field(["en"], description="ISO 639-1 codes.")
     min_probability: Share = Field(
         0.5, description="Removed where the likeliest language is none of these, and at least so likely."
@@ -49,6 +57,8 @@ class LanguageSettings(Settings):
 
 class RougeSettings(Settings):
     """ROUGE-L against the whole pool, exact."""
+
+    decides = True
 
     threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.7, description="Removed above this F measure.")
     tokens: Literal["rouge", "unicode"] = Field(
@@ -60,6 +70,8 @@ class RougeSettings(Settings):
 
 class MinHashSettings(Settings):
     """Near-duplicates by MinHash, for millions."""
+
+    decides = True
 
     threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.7, description="Removed from this Jaccard index on.")
     ngram: PositiveInt = Field(3, description="Words of a shingle.")
@@ -91,14 +103,23 @@ class MinHashSettings(Settings):
 class EmbeddingSettings(Settings):
     """Near-duplicates by meaning."""
 
-    model: RecipePath | None = Field(None, description="A folder or hub name that sentence-transformers loads.")
-    revision: str | None = Field(None, description="The commit of the hub's model.")
-    device: str = Field("cpu", description="cpu, or cuda where the engine leaves memory for the model.")
+    decides = True
+
+    model: Annotated[RecipePath | None, Effect.EMBEDDER] = Field(
+        None, description="A folder or hub name that sentence-transformers loads."
+    )
+    # Whatever it names, the bytes tell.
+    revision: Annotated[str | None, Effect.OPERATIONAL] = Field(None, description="The commit of the hub's model.")
+    device: Annotated[str, Effect.OPERATIONAL] = Field(
+        "cpu", description="cpu, or cuda where the engine leaves memory for the model."
+    )
     threshold: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.95, description="Removed from this cosine on.")
 
 
 class NoveltySettings(Settings):
     """Instructions that say nothing which those before them did not say."""
+
+    decides = True
 
     ngram: PositiveInt = Field(3, description="Words that are counted as one.")
     min_new: Share = Field(0.1, description="Least share of them that nothing in the pool has.")
@@ -106,6 +127,8 @@ class NoveltySettings(Settings):
 
 class DecontaminationSettings(Settings):
     """What stands in evaluation data too."""
+
+    decides = True
 
     path: RecipeFile | None = Field(None, description="Evaluation data. Empty: the recipe's evaluation.prompts.")
     columns: dict[str, str] = Field(
@@ -118,6 +141,8 @@ class DecontaminationSettings(Settings):
 
 class ToxicitySettings(Settings):
     """Hateful or violent text."""
+
+    decides = True
 
     words: RecipeFile | None = Field(None, description="A text file with a word or phrase a line. Empty: a short list.")
     function: str | None = Field(
@@ -135,6 +160,8 @@ class ToxicitySettings(Settings):
 class PersonalDataSettings(Settings):
     """Data by which persons can be reached or robbed."""
 
+    decides = True
+
     kinds: list[Literal["email", "phone", "credit_card", "iban", "ip_address"]] = Field(
         ["email", "phone", "credit_card", "iban", "ip_address"], description="What is looked for.", min_length=1
     )
@@ -144,12 +171,13 @@ class PersonalDataSettings(Settings):
 class FilterSettings(Settings):
     """What is taken out, in which order."""
 
+    decides = True
+
     use: list[str] | None = Field(
         None,
-        description="Names in their order: length, keywords, first_character, language, rouge_l, minhash, embedding, "
-        "novelty, decontamination, toxicity, personal_data; and of instances, empty_output, input_equals_output, "
-        "trailing_colon, refusal, contradiction; or MODULE:CLASS. Empty: those of arXiv 2212.10560 for instructions "
+        description="Names in their order: {names}; or MODULE:CLASS. Empty: those of arXiv 2212.10560 for instructions "
         "of a model's own, and none for rows and what they evolve to.",
+        json_schema_extra={"names": "FILTERS"},
     )
     length: LengthSettings = LengthSettings()
     keywords: KeywordSettings = KeywordSettings()
@@ -163,10 +191,23 @@ class FilterSettings(Settings):
     personal_data: PersonalDataSettings = PersonalDataSettings()
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        if "embedding" in (self.use or []) and self.embedding.model is None:
-            raise ValueError("use names embedding, and embedding.model is missing: name the model that embeds")
+    def _check(self, info: ValidationInfo) -> Self:
+        """Asks each filter that is named whether it can work with its settings; a stored recipe's were asked before."""
+        for name in () if is_stored(info) else self.use or ():
+            found = registry.load_class(name, registry.FILTERS, "filter")
+            if found.of not in found.kinds:
+                raise ValueError(
+                    f"filter {name!r}: of is {shown(found.of)}, and a filter looks at {' or '.join(found.kinds)}"
+                )
+            found.check_settings(self)
         return self
+
+    def class_of(self, name: str) -> Any:
+        """What a filter says of itself. Of a stored run, whose class may be gone, it is what any class may do."""
+        try:
+            return registry.load_class(name, registry.FILTERS, "filter")
+        except ValueError:
+            return registry.base_of("filter")
 
     def names(self, reading: bool) -> list[str]:
         """The filters in their order, where rows are read or a model writes."""

@@ -12,6 +12,8 @@ from selfreward.recipe.base import Settings
 class HealthSettings(Settings):
     """Signs of collapse, looked for at the end of each stage. Each limit can be empty: not looked for."""
 
+    decides = False
+
     action: Literal["warn", "halt"] = Field("warn", description="Say so and go on, or stop the run.")
     max_length_ratio: Annotated[float, Field(gt=1.0)] | None = Field(
         2.0, description="Mean tokens of the responses beside those of the first iteration."

@@ -4,29 +4,48 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from selfreward.recipe import registry
 from selfreward.recipe.base import PositiveInt, Settings
+from selfreward.recipe.effects import Effect
+from selfreward.recipe.engine_facts import engine_facts, require_methods, require_needs
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings, SamplingSettings
-from selfreward.recipe.loader import RecipeFile, shown
+from selfreward.recipe.judge_facts import JudgeFacts, Need
+from selfreward.recipe.loader import OptionError, RecipeFile, is_stored, shown
 
-JUDGE_NAMES = ("additive", "expected_score", "yes_no", "rubric", "pairwise", "verifier", "reward_model", "ensemble")
-# Judges of which judging data is no example.
-UNTAUGHT = ("verifier", "reward_model", "rubric")
+# Several judges in one, which is no class.
+ENSEMBLE = "ensemble"
 # What the members of an ensemble have from it, unless they say otherwise.
 INHERITED = (
     *("votes", "temperature", "top_p", "max_tokens", "min_score", "max_score", "reference", "min_parse_rate"),
     *("engine", "model"),
 )
-# The judge that each block of settings is for.
-BLOCK_OF = {"expected": "expected_score", "pairwise": "pairwise", "rubric": "rubric", "verifier": "verifier"}
-SELECTOR_NAMES = ("best_worst", "top_bottom", "correct_incorrect", "length_controlled", "revision")
+# Blocks and keys that are for some judges alone, which name them in ``uses``.
+OWN_SETTINGS = ("criteria", "expected", "pairwise", "rubric", "verifier")
+# Settings without a default that are for some selectors alone, which say that they need them.
+SELECTOR_SETTINGS = ("pass_score",)
+# What a selector is called with.
+SELECTOR_ARGUMENTS = ("prompt", "responses", "scores", "rules")
+
+
+class SelectorNeeds(NamedTuple):
+    """What a selector says that it needs.
+
+    Those are ``settings`` of the block ``selection`` that have no default and are for it alone, and ``principles``:
+    revisions of the responses.
+    """
+
+    settings: tuple[str, ...] = ()
+    principles: bool = False
 
 
 class ExpectedSettings(Settings):
     """Settings of the expected-score judge."""
+
+    decides = True
 
     think: bool = Field(
         True,
@@ -37,6 +56,8 @@ class ExpectedSettings(Settings):
 
 class PairwiseSettings(Settings):
     """Settings of the pairwise judge, which sees two responses at a time, always in both orders."""
+
+    decides = True
 
     matches: Literal["all", "random", "swiss"] = Field(
         "all",
@@ -66,11 +87,15 @@ class PairwiseSettings(Settings):
 class RubricSettings(Settings):
     """Settings of the rubric judge."""
 
+    decides = True
+
     together: bool = Field(False, description="All criteria in one call; else a call for each.")
 
 
 class VerifierSettings(Settings):
     """Settings of the verifier, a Python function. It runs in no sandbox: name only code that you trust."""
+
+    decides = True
 
     function: str = Field(
         "exact_match",
@@ -85,8 +110,8 @@ class JudgeSettings(SamplingSettings):
 
     name: str = Field(
         "additive",
-        description="additive, expected_score, yes_no, rubric, pairwise, verifier, reward_model, ensemble, "
-        "or MODULE:CLASS.",
+        description="{names}, ensemble, or MODULE:CLASS.",
+        json_schema_extra={"names": "JUDGES"},
     )
     votes: PositiveInt = Field(3, description="Judgements of each response; the score is their mean.")
     template: RecipeFile | None = Field(
@@ -111,7 +136,8 @@ class JudgeSettings(SamplingSettings):
     pairwise: PairwiseSettings = PairwiseSettings()
     rubric: RubricSettings = RubricSettings()
     verifier: VerifierSettings = VerifierSettings()
-    min_parse_rate: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+    # It decides whether a run goes on, not what it makes.
+    min_parse_rate: Annotated[float, Field(ge=0.0, le=1.0), Effect.OPERATIONAL] = Field(
         0.5, description="The run stops where a smaller share of judgements has a readable score."
     )
     engine: EngineSettings | None = Field(
@@ -119,9 +145,34 @@ class JudgeSettings(SamplingSettings):
     )
     model: ModelSettings | None = Field(None, description="Another model to judge with, served by that engine.")
 
+    options: dict[str, Any] | None = Field(
+        None,
+        description="Settings of a judge that brings its own, as docs/extend.md has it; paths in them start from the "
+        "working directory.",
+        exclude_if=lambda value: value is None,
+    )
+
+    @property
+    def judge_class(self) -> Any:
+        """The class of the judge, a subclass of ``selfreward.judges.Judge``. Raises ValueError where there is none."""
+        return _judge_class(self.name)
+
+    @property
+    def facts(self) -> JudgeFacts:
+        """What the judge says of itself under these settings."""
+        if self.name == ENSEMBLE:
+            return JudgeFacts()
+        facts: JudgeFacts = self.judge_class.facts(self)
+        return facts
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What it asks its engine for, with the answer of its own that it compares with."""
+        needs = self.facts.needs
+        return ("generate", *needs) if self.reference == "answer" and needs and "generate" not in needs else needs
+
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        self._check_engine()
+    def _check(self, info: ValidationInfo) -> Self:
         if self.temperature == 0 and self.votes > 1:
             raise ValueError(
                 f"temperature is 0, and all {self.votes} votes would be the same. Raise it, or set votes to 1"
@@ -130,31 +181,70 @@ class JudgeSettings(SamplingSettings):
             raise ValueError(
                 f"min_score is {self.min_score} and max_score is {self.max_score}: no score lies between them"
             )
-        if self.name == "rubric" and self.criteria is None:
-            raise ValueError("name is rubric, and criteria is missing. Name the file that lists them")
-        if self.criteria is not None and self.name in JUDGE_NAMES and self.name not in ("rubric", "pairwise"):
-            raise ValueError(f"criteria are for rubric and pairwise, and name is {self.name}. Take one of the two out")
-        for block, owner in BLOCK_OF.items():
-            if self.name in JUDGE_NAMES and self.name != owner and getattr(self, block) != type(getattr(self, block))():
-                raise ValueError(f"{block} is for the judge {owner}, and name is {self.name}. Take one of the two out")
+        # A run's own recipe was checked when the run was made, and a user's module may have moved since.
+        if not is_stored(info):
+            self._check_class()
+            self._check_engine()
         return self
 
+    def _check_class(self) -> None:
+        """Refuses what the judge's class has no use for, and a class that is no judge."""
+        kind = None if self.name == ENSEMBLE else self.judge_class
+        uses = () if kind is None else kind.uses
+        for key in OWN_SETTINGS:
+            if uses is not None and key not in uses and key in self._own_settings():
+                raise ValueError(f"{key} {_owners(key)}, and name is {self.name}. Take one of the two out")
+        if self.options is not None and (kind is None or kind.Options is None):
+            raise OptionError("options", f"{self.name} has no settings of its own. Take options out")
+        if kind is not None:
+            self._check_options(kind)
+            kind.check(self)
+
+    def _check_options(self, kind: Any) -> None:
+        try:
+            kind.own_settings(self)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            text = problem["msg"].removeprefix("Value error, ")
+            raise OptionError(
+                ".".join(["options", *map(str, problem["loc"])]),
+                f"{text[0].lower()}{text[1:]}, and the value is {shown(problem['input'])}. "
+                f"Options of {self.name}: {', '.join(kind.Options.model_fields)}",
+            ) from None
+
+    def _own_settings(self) -> list[str]:
+        """Those of the settings for some judges alone that are not the default."""
+        defaults = {key: type(self).model_fields[key].default for key in OWN_SETTINGS}
+        return [key for key, default in defaults.items() if getattr(self, key) != default]
+
     def _check_engine(self) -> None:
-        name = None if self.engine is None else self.engine.name
-        if name in ("vllm", "transformers", "classifier") and self.model is None:
+        if self.engine is None:
+            if "reward" in self.needs:
+                able = [name for name in registry.ENGINES if "reward" in engine_facts(name).can]
+                raise ValueError(
+                    f"name is {self.name} and engine.name is empty: the judge {self.name} and the engine "
+                    f"{' or '.join(able)} go together. Write both, with judge.model"
+                )
+            return
+        name, own_model = self.engine.name, engine_facts(self.engine.name).own_model
+        if own_model is False and self.model is None:
             raise ValueError(f"engine.name is {name}, and model is missing: name the model to judge with")
-        if name == "openai" and self.model is not None:
-            raise ValueError("engine.name is openai, whose model is engine.openai.model: take judge.model out")
-        if name == "openai" and self.name == "expected_score":
-            raise ValueError(
-                "name is expected_score and engine.name is openai: a server can't tell how a begun answer goes on. Use "
-                "yes_no, or pairwise with think: false, or judge with vllm or transformers"
-            )
-        if self.name in JUDGE_NAMES and (self.name == "reward_model") != (name == "classifier"):
-            raise ValueError(
-                f"name is {self.name} and engine.name is {name or 'empty'}: the judge reward_model and the engine "
-                "classifier go together. Write both, with judge.model"
-            )
+        if own_model and self.model is not None:
+            raise ValueError(f"engine.name is {name}, whose model is engine.{name}.model: take judge.model out")
+        if ":" in name:
+            require_methods(name, (*self.needs, "close"), f"An engine of the judge {self.name}")
+        # An ensemble's engine is asked by its members, which look at it themselves.
+        if self.name != ENSEMBLE:
+            require_needs(self.name, name, self.needs)
+
+
+def _judge_class(name: str) -> Any:
+    return registry.load_class(name, registry.JUDGES, "judge")
+
+
+def _owners(key: str) -> str:
+    owners = [name for name in registry.JUDGES if key in (_judge_class(name).uses or ())]
+    return f"are for {' and '.join(owners)}" if key.endswith("a") else f"is for the judge {' and '.join(owners)}"
 
 
 class MemberSettings(JudgeSettings):
@@ -165,7 +255,7 @@ class MemberSettings(JudgeSettings):
     @field_validator("name")
     @classmethod
     def _no_nesting(cls, value: str) -> str:
-        if value == "ensemble":
+        if value == ENSEMBLE:
             raise ValueError("an ensemble can't be a member of one. List its members instead")
         return value
 
@@ -202,7 +292,7 @@ class PanelSettings(JudgeSettings):
     def _check_members(self) -> Self:
         if self.name == "ensemble" and self.template is not None:
             raise ValueError("an ensemble has no judge prompt of its own: give each of its members its template")
-        if self.name in JUDGE_NAMES and (self.name == "ensemble") != bool(self.members):
+        if (self.name == ENSEMBLE) != bool(self.members):
             raise ValueError(
                 f"name is {self.name}, and there are {len(self.members)} members. An ensemble has members, and "
                 "other judges have none"
@@ -213,9 +303,12 @@ class PanelSettings(JudgeSettings):
 class SelectionSettings(Settings):
     """From judged responses to preference pairs."""
 
+    decides = True
+
     name: str = Field(
         "best_worst",
-        description="best_worst, top_bottom, correct_incorrect, length_controlled, revision, or MODULE:FUNCTION.",
+        description="{names}, or MODULE:FUNCTION.",
+        json_schema_extra={"names": "SELECTORS"},
     )
     min_margin: Annotated[float, Field(ge=0.0)] = Field(
         0.0, description="Pairs whose scores differ by less are dropped; equal scores never make a pair."
@@ -247,23 +340,49 @@ class SelectionSettings(Settings):
     max_per_prompt: PositiveInt | None = Field(None, description="Most pairs of one prompt: those of greatest margin.")
     max_per_source: PositiveInt | None = Field(None, description="Most pairs of one prompt source in an iteration.")
 
+    @property
+    def needs(self) -> SelectorNeeds:
+        """What the selector needs; nothing where it does not say, or where its module is gone."""
+        try:
+            function = registry.load(self.name, registry.SELECTORS, "selector")
+        except ValueError:
+            return SelectorNeeds()
+        needs: SelectorNeeds = getattr(function, "needs", SelectorNeeds())
+        return needs
+
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.name == "correct_incorrect") != (self.pass_score is not None) and self.name in SELECTOR_NAMES:
-            raise ValueError(
-                f"name is {self.name} and pass_score is {self.pass_score}: correct_incorrect and pass_score go together"
-            )
+    def _check(self, info: ValidationInfo) -> Self:
+        # A run's own recipe was checked when the run was made, and a user's module may have moved since.
+        if is_stored(info):
+            return self
+        function = registry.load_function(self.name, registry.SELECTORS, "selector", SELECTOR_ARGUMENTS)
+        # Of a function that says nothing it is not known what it reads.
+        if (needs := getattr(function, "needs", None)) is not None:
+            self._check_own(needs)
         return self
+
+    def _check_own(self, needs: SelectorNeeds) -> None:
+        for key in SELECTOR_SETTINGS:
+            value, is_needed = getattr(self, key), key in needs.settings
+            if is_needed != (value is not None):
+                owners = [name for name in registry.SELECTORS if key in _selector_needs(name)]
+                owner = self.name if is_needed else " or ".join(owners)
+                raise ValueError(f"name is {self.name} and {key} is {value}: {owner} and {key} go together")
 
     def rho(self, iteration: int) -> float:
         """The length rule's rho in an iteration, from 1 on."""
         return self.length_rho[min(iteration, len(self.length_rho)) - 1]
 
 
+def _selector_needs(name: str) -> tuple[str, ...]:
+    needs: SelectorNeeds = registry.load(name, registry.SELECTORS, "selector").needs
+    return needs.settings
+
+
 class MetaSettings(SamplingSettings):
     """The meta-judge, which compares judgements; the best and the worst of them train judging (arXiv 2407.19594)."""
 
-    iterations: list[PositiveInt] = Field([1, 2], description="In which iterations.")
+    iterations: Annotated[list[PositiveInt], Effect.PLAN] = Field([1, 2], description="In which iterations.")
     num: PositiveInt | None = Field(None, description="Most prompts whose judgements are compared. Empty: all.")
     template: RecipeFile | None = Field(
         None, description="A text file with {prompt}, {response}, {first} and {second} in place of its own prompt."

@@ -13,6 +13,8 @@ from selfreward.recipe.loader import RecipeFile
 class LaunchSettings(Settings):
     """Where a run's processes run, how many there are, and what stays in memory while it trains."""
 
+    decides = False
+
     launcher: Literal["inline", "local", "slurm", "ray"] | None = Field(
         None,
         description="What starts engines and trainings: inline (one engine, in this process), local (processes on "

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
 
 from selfreward.recipe import strict_yaml
+from selfreward.recipe.effects import Effect
 from selfreward.runtime import redact
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -61,8 +62,8 @@ def _existing(path: Path, info: ValidationInfo) -> Path:
     return path
 
 
-RecipeFile = Annotated[Path, _Relative(), AfterValidator(_existing)]
-RecipePath = Annotated[str, _Relative()]
+RecipeFile = Annotated[Path, _Relative(), Effect.FILE, AfterValidator(_existing)]
+RecipePath = Annotated[str, _Relative(), Effect.FOLDER]
 
 
 def read(model: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model:
@@ -239,11 +240,14 @@ def submodel(field: FieldInfo) -> type[BaseModel] | None:
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
 
+def marks_of(field: FieldInfo) -> list[Any]:
+    """What ``Annotated`` has of a field: first that of its type, last that of the field itself."""
+    options = [option for option in get_args(field.annotation) if get_origin(option) is Annotated]
+    return [*(mark for option in options for mark in get_args(option)), *field.metadata]
+
+
 def _has_marker(field: FieldInfo) -> bool:
-    marks = list(field.metadata)
-    for option in get_args(field.annotation):
-        marks += get_args(option) if get_origin(option) is Annotated else []
-    return any(isinstance(mark, _Relative) for mark in marks)
+    return any(isinstance(mark, _Relative) for mark in marks_of(field))
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from selfreward.recipe import registry
 from selfreward.recipe.base import PositiveInt, Settings
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings, SamplingSettings
 from selfreward.recipe.filter_settings import FilterSettings, Share
-from selfreward.recipe.loader import RecipeFile, RecipePath, is_stored, shown, suggest
+from selfreward.recipe.loader import OptionError, RecipeFile, RecipePath, is_stored, shown, suggest
 
-# The sources that read rows and ask no model.
-READING = ("dataset", "mixture")
 # What a mixture itself may say of rows.
 OF_ALL = ("source", "columns", "max_characters", "on_bad_line")
-# Each of these starts from rows: prompts, seeds, documents.
-BUILT_IN = ("dataset", "self_instruct", "evol_instruct", "backtranslation", "explain", "curriculum")
-
 
 # What a row can tell, under the names that `columns` knows.
 COLUMNS = (
@@ -30,6 +26,8 @@ COLUMNS = (
 
 class RowSettings(Settings):
     """Rows of a file or of a data set of the hub."""
+
+    decides = True
 
     path: RecipeFile | None = Field(
         None,
@@ -93,6 +91,8 @@ class GenerationSettings(SamplingSettings):
 class SelfInstructSettings(Settings):
     """New instructions after examples (arXiv 2212.10560)."""
 
+    decides = True
+
     variant: Literal["paper", "alpaca"] = Field(
         "paper",
         description="paper: instructions first, then whether each is a classification, then its instances. alpaca: "
@@ -141,6 +141,8 @@ class SelfInstructSettings(Settings):
 class EvolSettings(Settings):
     """Instructions made harder or rarer (arXiv 2304.12244)."""
 
+    decides = True
+
     rounds: PositiveInt = Field(4, description="How often an instruction is evolved; each success is a prompt.")
     breadth: Share = Field(1 / 6, description="Share of evolutions that make a new instruction of the same domain.")
     eliminate: bool = Field(
@@ -153,6 +155,8 @@ class EvolSettings(Settings):
 class BacktranslationSettings(Settings):
     """Documents to instructions (arXiv 2308.06259). The rows are documents, with `text`."""
 
+    decides = True
+
     min_score: Annotated[int, Field(ge=1, le=5)] = Field(
         4, description="The model's own score, 1 to 5, from which on a pair of instruction and document stays."
     )
@@ -161,6 +165,8 @@ class BacktranslationSettings(Settings):
 
 class ExplainSettings(Settings):
     """Rows that a teacher answers and explains (arXiv 2306.02707)."""
+
+    decides = True
 
     messages: RecipeFile | None = Field(
         None,
@@ -171,6 +177,8 @@ class ExplainSettings(Settings):
 
 class CurriculumSettings(Settings):
     """Prompts that the current model finds informative."""
+
+    decides = True
 
     again: Share = Field(0.5, description="Share of prompts that come from what earlier iterations asked.")
     evolve: bool = Field(False, description="Evolve those, as evol_instruct does, rather than asking them again.")
@@ -187,8 +195,8 @@ class SourceSettings(RowSettings):
 
     source: str = Field(
         "dataset",
-        description="dataset, self_instruct, evol_instruct, backtranslation, explain, curriculum, mixture, "
-        "or MODULE:CLASS.",
+        description="{names}, or MODULE:CLASS.",
+        json_schema_extra={"names": "PROMPT_SOURCES"},
     )
     by: Literal["current", "seed", "teacher"] = Field(
         "current", description="Which model makes prompts: M_t, M1, or the one of `model` and `engine`."
@@ -201,25 +209,60 @@ class SourceSettings(RowSettings):
     backtranslation: BacktranslationSettings = BacktranslationSettings()
     explain: ExplainSettings = ExplainSettings()
     curriculum: CurriculumSettings = CurriculumSettings()
+    options: dict[str, Any] | None = Field(
+        None,
+        description="Settings of a source that brings its own, as docs/extend.md has it; paths in them start from the "
+        "working directory.",
+        exclude_if=lambda value: value is None,
+    )
 
     def in_flight(self, otherwise: int) -> int:
         """How many tasks are worked on at once, by the teacher's engine if there is one."""
         return self.engine.max_in_flight if self.engine is not None else otherwise
 
     @property
+    def source_class(self) -> Any:
+        """What the source says of itself. Of a stored run, whose class may be gone, it is what any class may do."""
+        try:
+            return registry.load_class(self.source, registry.PROMPT_SOURCES, "prompt source")
+        except ValueError:
+            return registry.base_of("prompt source")
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether the source needs a path or a data set of the hub."""
+        return bool(self.source_class.reads_rows)
+
+    @property
     def asks_a_model(self) -> bool:
-        """Whether this source can ask a model. What users write can."""
-        return self.source not in READING
+        """Whether this source could go on for ever, by what it made before. What users write can."""
+        return bool(self.source_class.reads_past)
 
     @property
     def needs_model(self) -> bool:
         """Whether a model has a part in the prompts."""
-        return self.asks_a_model and (self.source != "curriculum" or self.curriculum.evolve)
+        return bool(self.source_class.asks_model(self))
 
     @property
     def writes(self) -> bool:
         """Whether instructions are a model's own, and not rows or what rows became."""
-        return self.asks_a_model and self.source not in ("evol_instruct", "explain", "curriculum")
+        return bool(self.source_class.writes)
+
+    @model_validator(mode="after")
+    def _check_source(self, info: ValidationInfo) -> Self:
+        """Asks the class whether it can work with its settings; a stored recipe was asked when its run was made."""
+        if is_stored(info):
+            return self
+        source = registry.load_class(self.source, registry.PROMPT_SOURCES, "prompt source")
+        if self.options is not None and source.Options is None:
+            raise OptionError("options", f"{self.source} has no settings of its own. Take options out")
+        try:
+            source.own_settings(self)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            raise OptionError(".".join(["options", *map(str, problem["loc"])]), _problem(source, problem)) from None
+        source.check_settings(self)
+        return self
 
     @model_validator(mode="after")
     def _check_teacher(self) -> Self:
@@ -267,31 +310,89 @@ class PromptSettings(SourceSettings):
         """The filters in their order."""
         return self.filters.names(reading=not any(source.writes for source in self.sources))
 
+    def filters_of(self, source: SourceSettings) -> list[str]:
+        """The filters that look at what one of the sources gives, in their order."""
+        seen = source.source_class.filtered(source)
+        names = self.filter_names if source.writes else self.filters.names(reading=True)
+        return [name for name in names if getattr(self.filters.class_of(name), "of", None) in seen]
+
+    @property
+    def filter_classes(self) -> list[Any]:
+        """What each filter says of itself, in their order."""
+        return [self.filters.class_of(name) for name in self.filter_names]
+
+    @property
+    def filter_models(self) -> list[ModelSettings]:
+        """The models that filters load."""
+        models = [each.model(self.filters) for each in self.filter_classes]
+        return [model for model in models if model is not None]
+
+    @property
+    def reads_held_out(self) -> bool:
+        """Whether the recipe's evaluation data decides what filters take out."""
+        return any(each.reads_held_out(self.filters) for each in self.filter_classes)
+
+    @property
+    def reads_past(self) -> bool:
+        """Whether the prompts of an iteration depend on those of earlier ones: on all but rows as they are."""
+        return any(source.asks_a_model for source in self.sources)
+
+    @property
+    def keeps_tasks(self) -> bool:
+        """Whether there is more to keep of prompts than what is asked: a model made them, or filters looked at them."""
+        return self.reads_past or bool(self.filter_names)
+
+    @property
+    def reads_difficulty(self) -> bool:
+        """Whether prompts are chosen by how earlier models did on theirs."""
+        return any(source.source_class.reads_difficulty for source in self.sources)
+
+    @property
+    def searches_templates(self) -> bool:
+        """Whether the prompts that ask for prompts evolve: each iteration improves on what the one before it used."""
+        return any(source.source_class.searches_templates(source) for source in self.sources)
+
+    @property
+    def solved_score(self) -> float | None:
+        """From which score on a response solves its prompt, by the first source that says so."""
+        limits = [source.source_class.solved_score(source) for source in self.sources]
+        return next((limit for limit in limits if limit is not None), None)
+
     def _own(self) -> list[str]:
         """The settings of a source that were set beside the parts; held-out data is read with some of them."""
         fields = {name: field for name, field in SourceSettings.model_fields.items() if name not in OF_ALL}
         return [name for name, field in fields.items() if getattr(self, name) != field.get_default()]
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.source == "mixture") != bool(self.parts):
+    def _check(self, info: ValidationInfo) -> Self:
+        if is_stored(info):
+            return self
+        if self.source_class.has_parts != bool(self.parts):
             raise ValueError(
                 f"source is {self.source}, and there are {len(self.parts)} parts. A mixture has parts, and other "
                 "sources have none"
             )
         if self.parts and (own := self._own()):
             raise ValueError(
-                f"source is mixture, whose parts have rows, a model and settings of their own. Move {', '.join(own)} "
-                "into them"
+                f"source is {self.source}, whose parts have rows, a model and settings of their own. Move "
+                f"{', '.join(own)} into them"
             )
-        if any(part.source == "mixture" for part in self.parts):
+        if any(part.source_class.has_parts for part in self.parts):
             raise ValueError("a part of a mixture is a mixture itself. List its parts instead")
-        wanting = [each.source for each in self.sources if each.asks_a_model or each.streaming]
+        wanting = [each for each in self.sources if each.asks_a_model or each.streaming or not each.reads_rows]
         if self.num is None and (self.parts or wanting):
             raise ValueError(f"source is {self.source}, and num is missing: say how many prompts an iteration wants")
         for each in self.sources:
-            if each.streaming and each.source != "dataset":
+            if each.streaming and not each.source_class.streams:
                 raise ValueError(f"streaming is for the source dataset, and source is {each.source}. Take it out")
             if each.streaming and self.filters.names(reading=True):
                 raise ValueError("filters compare with all rows, and streaming never holds all. Filter them beforehand")
         return self
+
+
+def _problem(source: Any, problem: Any) -> str:
+    """What is wrong with one of a source's own settings, in the words of the recipe's."""
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key. {suggest(str(problem['loc'][-1]), [*source.Options.model_fields])}"
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{text[0].lower()}{text[1:]}, and the value is {shown(problem['input'])}"

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from selfreward.recipe import registry
 from selfreward.recipe.base import PassedOn
 from selfreward.recipe.loader import submodel
 from selfreward.recipe.recipe import Recipe
@@ -36,7 +37,7 @@ LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "m
 
 def markdown(model: type[BaseModel]) -> str:
     """The settings of a model and of its blocks, as Markdown tables."""
-    return "\n".join([INTRO, *_sections(model, "", _places(model)), PASSED_ON, *_passed_on(model)])
+    return "\n".join([INTRO, *_sections(model, "", _places(model)), *_own_settings(), PASSED_ON, *_passed_on(model)])
 
 
 def _places(model: type[BaseModel]) -> dict[type[BaseModel], str]:
@@ -67,12 +68,34 @@ def _sections(model: type[BaseModel], path: str, places: Mapping[type[BaseModel]
     for name, field in model.model_fields.items():
         block = blocks.get(name)
         kind = _type(types[name]) if block is None else f"[block](#{places[block].replace('.', '')})"
-        meaning = field.description or (_doc(block).partition("\n")[0] if block else "")
+        meaning = meaning_of(field) or (_doc(block).partition("\n")[0] if block else "")
         yield f"| `{name}` | {kind} | {_default(field)} | {meaning} |"
     yield ""
     for name, block in blocks.items():
         if places[block] == _join(path, name):
             yield from _sections(block, places[block], places)
+
+
+def meaning_of(field: FieldInfo) -> str:
+    """A setting's description, with the names that are registered for it, in their order."""
+    extra = field.json_schema_extra
+    names: dict[str, str] = (
+        getattr(registry, str(extra["names"])) if isinstance(extra, dict) and "names" in extra else {}
+    )
+    return (field.description or "").replace("{names}", ", ".join(names))
+
+
+def _own_settings() -> Iterator[str]:
+    """The sections of the settings that registered prompt sources and judges bring themselves, if any."""
+    for block, kind, known in (
+        ("prompts", "prompt source", registry.PROMPT_SOURCES),
+        ("judge", "judge", registry.JUDGES),
+    ):
+        for name in known:
+            own = registry.load_class(name, known, kind).Options
+            if own is not None:
+                title = f"{block}.options of {name}"
+                yield from _sections(own, title, {own: title})
 
 
 def passed_on(model: type[BaseModel]) -> dict[str, PassedOn]:

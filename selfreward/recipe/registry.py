@@ -9,9 +9,11 @@ import importlib
 import inspect
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from selfreward.recipe.loader import shown, suggest
+from selfreward.recipe.signatures import as_subclass, require_arguments
 
 ENGINES = {
     "vllm": "selfreward.engines.vllm:VLLMEngine",
@@ -66,16 +68,16 @@ FILTERS = {
     "toxicity": "selfreward.prompts.filters.harm:Toxicity",
     "personal_data": "selfreward.prompts.filters.harm:PersonalData",
 }
-STAGES = {
-    name: f"selfreward.stages.{name}:stage"
-    for name in (
-        *("prompts", "anchors", "responses", "judgements", "previous_judgements", "implicit", "lookahead"),
-        *("pairs", "meta", "train", "evaluate"),
-    )
-}
 SELECTORS = {
     name: f"selfreward.selection.pair_selectors:{name}"
     for name in ("best_worst", "top_bottom", "correct_incorrect", "length_controlled", "revision")
+}
+
+# What the classes of a kind derive from, which has a safe answer where one says nothing of itself.
+BASES = {
+    "judge": "selfreward.judges.base:Judge",
+    "prompt source": "selfreward.prompts.base:PromptSource",
+    "filter": "selfreward.prompts.filters.base:Filter",
 }
 
 
@@ -120,6 +122,43 @@ def load(name: str, known: dict[str, str], kind: str) -> Any:
         raise ValueError(_refusal(name, kind, f"it is a {type(found).__name__}"))
     if _is_standard(getattr(found, "__module__", None) or module):
         raise ValueError(_refusal(name, kind, f"it is Python's own {found.__module__}.{found.__name__}"))
+    return found
+
+
+def load_stage(module: str) -> Any:
+    """The function of a stage, by the name of its module in ``stages/``."""
+    return importlib.import_module(f"selfreward.stages.{module}").stage
+
+
+def base_of(kind: str) -> Any:
+    """What the classes of a kind derive from."""
+    module, _, name = BASES[kind].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def load_class(name: str, known: dict[str, str], kind: str) -> Any:
+    """The class that a name or an import path stands for, which has all of its kind's methods and attributes.
+
+    Raises:
+        ValueError: as :func:`load`; or the class lacks a method of its protocol, or one takes other arguments.
+    """
+    found: Any = load(name, known, kind)
+    if not isinstance(found, type):
+        raise ValueError(f"{kind} {name!r}: it is a {type(found).__name__}, and a class is wanted")
+    try:
+        return as_subclass(found, base_of(kind))
+    except ValueError as error:
+        raise ValueError(f"{kind} {name!r}: {error}") from None
+
+
+def load_function(name: str, known: dict[str, str], kind: str, arguments: Sequence[str]) -> Any:
+    """The function that a name or an import path stands for.
+
+    Raises:
+        ValueError: as :func:`load`; or it can't be called with so many arguments.
+    """
+    found = load(name, known, kind)
+    require_arguments(found, arguments, f"{kind} {name!r}")
     return found
 
 

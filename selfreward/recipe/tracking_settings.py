@@ -13,6 +13,8 @@ from selfreward.recipe.loader import is_stored, shown
 class TrackingSettings(Settings):
     """Where loop metrics and trainer logs go besides ``metrics.jsonl``."""
 
+    decides = False
+
     report_to: list[str] = Field(
         default_factory=list, description="accelerate's trackers: tensorboard, wandb, trackio, mlflow, ..."
     )

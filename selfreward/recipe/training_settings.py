@@ -8,6 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from selfreward.recipe import upstream
 from selfreward.recipe.base import FOREIGN, SIGN_IN, PassedOn, Settings
+from selfreward.recipe.effects import Effect
 from selfreward.recipe.loader import OptionError, is_stored
 from selfreward.recipe.losses import check_losses, loss_types
 
@@ -45,15 +46,23 @@ RESERVED_LORA = {
     "megatron_core": FOREIGN,
     "megatron_config": "Megatron's layers are not trained here",
 }
+# What touches no result: logs, checkpoints, and how data is loaded.
+OPERATIONAL_TRAINER = frozenset(
+    "save_steps logging_steps logging_strategy logging_first_step disable_tqdm log_level log_level_replica "
+    "log_on_each_node dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers "
+    "dataloader_prefetch_factor dataset_num_proc skip_memory_metrics include_num_input_tokens_seen ddp_timeout".split()
+)
 # Initialisations of PEFT that take a part of the base weights into the adapter.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-SFTOptions = Annotated[dict[str, Any], PassedOn(upstream.SFT, RESERVED_TRAINER)]
-DPOOptions = Annotated[dict[str, Any], PassedOn(upstream.DPO, RESERVED_DPO)]
+SFTOptions = Annotated[dict[str, Any], PassedOn(upstream.SFT, RESERVED_TRAINER, OPERATIONAL_TRAINER)]
+DPOOptions = Annotated[dict[str, Any], PassedOn(upstream.DPO, RESERVED_DPO, OPERATIONAL_TRAINER)]
 LoraOptions = Annotated[dict[str, Any], PassedOn(upstream.LORA, RESERVED_LORA)]
 
 
 class TrainingSettings(Settings):
     """SFT of the seed stage and DPO of each iteration, by TRL and PEFT."""
+
+    decides = True
 
     sft: SFTOptions = Field(default_factory=dict, description="SFTConfig of TRL, by its own names.")
     dpo: DPOOptions = Field(default_factory=dict, description="DPOConfig of TRL, by its own names.")
@@ -69,13 +78,13 @@ class TrainingSettings(Settings):
         description="Judging examples of the seed data that are rehearsed for each preference pair, by the "
         "NLL term of the loss (needs `sft` in training.dpo.loss_type). Keeps the judge from rotting.",
     )
-    reference: Annotated[str, Field(pattern=r"^(previous|seed|iteration:[1-9][0-9]*)$")] = Field(
+    reference: Annotated[str, Field(pattern=r"^(previous|seed|iteration:[1-9][0-9]*)$"), Effect.PLAN] = Field(
         "previous",
         description="The reference model of DPO in iteration t: previous (M_t), seed (M1), or iteration:K, the model "
         "that iteration K made (M_t until there is one). Any but M_t itself is a second model in memory, before the "
         "first step alone with training.dpo.precompute_ref_log_probs.",
     )
-    consistency: Literal["none", "set", "pair"] = Field(
+    consistency: Annotated[Literal["none", "set", "pair"], Effect.PLAN] = Field(
         "none",
         description="From iteration 2 on M_{t-1} judges too, and the sigmoid loss counts with C, and turned around "
         "with 1 - C, where C is how far the two rankings agree: over the whole set, or pair by pair "

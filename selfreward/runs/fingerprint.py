@@ -9,99 +9,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from selfreward.recipe.base import deciding_part, effect_of
+from selfreward.recipe.data_settings import JOBS
+from selfreward.recipe.effects import Effect
 from selfreward.recipe.engine_settings import ModelSettings
+from selfreward.recipe.filter_settings import EmbeddingSettings
 from selfreward.recipe.loader import submodel
 from selfreward.recipe.recipe import Recipe
-from selfreward.runs.model_files import MISSING, _folder_hash, _snapshot, model_hash
-from selfreward.runs.plan import Step, makes_model, reads_difficulty, reads_models, reference_of
-from selfreward.runs.plan import names as plan_names
-from selfreward.runs.stages import TRAINING
+from selfreward.runs.model_files import MISSING, embedder_hash, folder_hash, model_hash
+from selfreward.runs.plan import makes_model, models_of
+from selfreward.runs.stages import STAGES, Step
 from selfreward.runtime.atomic import hash_of
-
-_SAMPLING = ("responses.temperature", "responses.top_p", "responses.max_tokens")
-# Settings of a judge that decide how judging data is shown and labelled; the others decide how it is asked.
-EXAMPLE_SETTINGS = (
-    *("name", "template", "min_score", "max_score", "reference", "criteria", "members.count"),
-    *("expected.think", "pairwise.think", "pairwise.labels", "rubric.together"),
-)
-_READING = ("prompts.max_characters", "prompts.on_bad_line", "prompts.columns")
-_ENGINES = ("engine", "judge.engine", "prompts.engine")
-_RULES = ("responses.on_empty", "responses.on_truncated", "responses.on_duplicate")
-_VOTES = ("seed", "model", "engine", "judge")
-_VOTING = ("judgements", "previous_judgements")
-# How judgements become a score, which their records know nothing of.
-_COMBINING = ("judge.combine", "judge.weight")
-# How judging data becomes judge prompts and labels.
-_LABELS = ("seed_data", *(f"judge.{name}" for name in EXAMPLE_SETTINGS))
-_TRAINING = (
-    "seed",
-    "model",
-    *(f"training.{n}" for n in ("dpo", "lora", "load_in_4bit", "rehearsal", "replay", "schedule")),
-)
-# The settings that each stage reads, by name or by block. Those of the seed stage's training stand under "seed".
-SETTINGS: dict[str, tuple[str, ...]] = {
-    "seed": ("seed", "model", "training.sft", *_LABELS),
-    "prompts": ("prompts",),
-    "anchors": ("seed", "model", "engine", "responses.n", *_SAMPLING),
-    "responses": (
-        *("seed", "model", "engine", "responses.n", "responses.principles", "responses.revisions"),
-        *_SAMPLING,
-    ),
-    "judgements": _VOTES,
-    "previous_judgements": _VOTES,
-    "implicit": ("model", "engine", "responses.max_tokens"),
-    "draft_pairs": ("seed", "model", "judge", "selection", *_RULES),
-    "draft_train": _TRAINING,
-    "lookahead": (*_VOTES, "responses.n", *_SAMPLING),
-    "pairs": ("seed", "model", "judge", "selection", *_RULES),
-    "meta": (
-        *("seed", "model", "engine", "meta"),
-        *("judge.template", "judge.reference", "judge.min_score", "judge.max_score"),
-    ),
-    "train": _TRAINING,
-    "evaluate": ("seed", "model", "engine", "judge", "evaluation", *_SAMPLING, *_READING),
-}
-# Settings that touch no result: where and how a run works, not what it makes.
-NO_RESULT = (
-    "name",
-    "run_dir",
-    "iterations",
-    "launch",
-    "tracking",
-    "health",
-    # They decide which stages there are, and which models and records a training reads: that is compared itself.
-    "training.reference",
-    "training.consistency",
-    "meta.iterations",
-    # Whatever it names, the bytes tell.
-    "model.revision",
-    "judge.model.revision",
-    "prompts.model.revision",
-    "prompts.filters.embedding.revision",
-    "prompts.filters.embedding.device",
-    "judge.min_parse_rate",
-    *(f"{block}.{name}" for block in _ENGINES for name in ("max_in_flight", "max_restarts")),
-    *(f"{block}.{name}" for block in _ENGINES for name in ("stall_timeout", "transformers")),
-    *(
-        f"{block}.openai.{name}"
-        for block in _ENGINES
-        for name in ("api_key_env", "max_concurrency", "max_retries", "timeout")
-    ),
-)
-# The same among the options that are handed to a library: memory, batching in sampling, logs and checkpoints.
-NO_RESULT_OPTIONS = frozenset(
-    "disable_log_stats use_tqdm_on_load gpu_memory_utilization kv_cache_memory_bytes max_num_seqs "
-    "max_num_batched_tokens "
-    "save_steps logging_steps logging_strategy logging_first_step disable_tqdm log_level "
-    "log_level_replica log_on_each_node dataloader_num_workers dataloader_pin_memory "
-    "dataloader_persistent_workers dataloader_prefetch_factor dataset_num_proc skip_memory_metrics "
-    "include_num_input_tokens_seen ddp_timeout".split()
-)
 
 
 @dataclass(frozen=True)
@@ -130,51 +54,21 @@ class Change:
 
 def settings_of_step(recipe: Recipe, step: Step) -> dict[str, Any]:
     """The settings that decide a step's result, by dotted name, a file's or model's being the hash of its bytes."""
-    names = SETTINGS["seed" if step == Step("train", 0) else step.stage]
-    if step.stage in TRAINING and recipe.training.rehearsal:
-        names += _LABELS
-    if step.stage == "prompts" and recipe.prompts.parts:
-        names += ("seed",)
-    if step.stage == "prompts":
-        names += _of_prompts(recipe)
-    without = NO_RESULT + (_COMBINING if step.stage in _VOTING else ())
+    stage = STAGES[step.stage]
+    names = stage.settings(recipe, step.iteration)
     settings = {
-        key: _value(key, value, recipe)
-        for key, value in _leaves(recipe)
-        if _within(key, names) and not _within(key, without) and not (key == "model.path" and _is_made(recipe, step))
+        leaf.key: _value(leaf)
+        for leaf in _leaves(recipe)
+        if _within(leaf.key, names)
+        and not _within(leaf.key, stage.without)
+        and not (leaf.key == "model.path" and _is_made(recipe, step))
     }
-    if step.stage in TRAINING and "previous_judgements" in plan_names(recipe, max(1, step.iteration)):
-        settings["training.consistency"] = recipe.training.consistency
-    if step.stage in TRAINING and step.iteration:
-        options = recipe.training.dpo_options(step.iteration)
-        settings["training.schedule"] = {name: options[name] for name in recipe.training.schedule}
-        # Where M1 is the recipe's own model, no stage makes it that could be compared.
-        settings["training.reference"] = f"M{reference_of(recipe, step.iteration)}"
-    if step.stage.endswith("pairs") or step.stage == "meta":
-        if step.stage != "meta":
-            settings["selection.length_rho"] = recipe.selection.rho(step.iteration)
-        settings["training.dpo.max_length"] = recipe.training.dpo_options(step.iteration).get("max_length")
-    return settings
-
-
-def _of_prompts(recipe: Recipe) -> tuple[str, ...]:
-    """The settings outside of ``prompts`` that its sources and filters read."""
-    prompts = recipe.prompts
-    asked = [source for source in prompts.sources if source.needs_model]
-    own = any(source.by != "teacher" for source in asked)
-    names = ["seed"] if asked or prompts.parts else []
-    names += ["model"] if own else []
-    names += ["engine"] if own or any(source.engine is None for source in asked) else []
-    names += ["judge"] if reads_difficulty(recipe) else []
-    foreign = any(":" in name for name in prompts.filter_names)
-    elsewhere = "decontamination" in prompts.filter_names and prompts.filters.decontamination.path is None
-    return (*names, *(["evaluation.prompts"] if foreign or elsewhere else []))
+    return settings | stage.derived(recipe, step.iteration)
 
 
 def settings_of(settings: BaseModel) -> dict[str, Any]:
     """All settings that decide a result, by dotted name, a file's or model's being the hash of its bytes."""
-    every = ((key, value) for key, value in _leaves(settings) if not _within(key, NO_RESULT))
-    return {key: _value(key, value, settings) for key, value in every}
+    return {leaf.key: _value(leaf) for leaf in _leaves(settings)}
 
 
 def begins_with(step: Step, read: dict[str, Any]) -> dict[str, Any]:
@@ -183,14 +77,15 @@ def begins_with(step: Step, read: dict[str, Any]) -> dict[str, Any]:
     A request is found again by its whole text, so the records that it was made from are not part of it: they may
     still be on their way when judging begins. A training's checkpoints do depend on its pairs.
     """
-    if step.stage in TRAINING:
+    if STAGES[step.stage].trains:
         return read
-    return {**read, "stages": {name: digest for name, digest in read["stages"].items() if name.endswith("train")}}
+    trained = {name: d for name, d in read["stages"].items() if STAGES[name.rpartition("/")[2]].trains}
+    return {**read, "stages": trained}
 
 
 def _is_made(recipe: Recipe, step: Step) -> bool:
     """Whether the models that the step loads, if any, are made by the run rather than named in its recipe."""
-    return all(makes_model(recipe, t) is not None for t in reads_models(recipe, step))
+    return all(makes_model(recipe, t) is not None for t in models_of(recipe, step))
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
@@ -199,8 +94,7 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     A setting that an older version did not have, and a file that is no longer there, count as unchanged.
     """
     found = []
-    for key, new in now["settings"].items():
-        old = before["settings"].get(key, new)
+    for key, old, new in _compared(before["settings"], now["settings"]):
         if isinstance(old, dict) and isinstance(new, dict):
             found += [Change(f"{key}.{name}", old.get(name), new.get(name)) for name in {**old, **new}]
         elif MISSING not in (old, new):
@@ -211,21 +105,63 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     return [change for change in found if change.before != change.after]
 
 
-def _leaves(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each setting by its dotted name; a block that may be missing is also a setting: whether it is there."""
+def _compared(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Each setting with what it was and what it is; None where it was left out, as it was not given."""
+    for key, new in now.items():
+        yield key, before.get(key, None if _can_be_left_out(key) else new), new
+    for key, old in before.items():
+        if key not in now and _can_be_left_out(key):
+            yield key, old, None
+
+
+def _can_be_left_out(key: str) -> bool:
+    return re.sub(r"\.[0-9]+\.", ".", key) in _keys_left_out()
+
+
+@cache
+def _keys_left_out() -> frozenset[str]:
+    """The settings that are left out where they are not given, by dotted name, without places in lists."""
+    roots: tuple[type[BaseModel], ...] = (Recipe, *JOBS)
+    return frozenset(key for root in roots for key in _with_exclude_if(root))
+
+
+def _with_exclude_if(settings: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in settings.model_fields.items():
+        block = submodel(field)
+        if field.exclude_if is not None:
+            yield prefix + name
+        elif block is not None:
+            yield from _with_exclude_if(block, f"{prefix}{name}.")
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """A setting that decides results, by its dotted name, with the block that it is a setting of."""
+
+    key: str
+    value: Any
+    effect: Effect
+    block: BaseModel
+
+
+def _leaves(settings: BaseModel, prefix: str = "") -> Iterator[_Leaf]:
+    """Each setting that decides results; a block that may be missing is also one: whether it is there."""
     for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        if isinstance(value, list) and submodel(field) is not None:
-            yield f"{prefix}{name}.count", len(value)
-            for place, item in enumerate(value):
-                yield from _leaves(item, f"{prefix}{name}.{place}.")
+        key, value, effect = f"{prefix}{name}", getattr(settings, name), effect_of(type(settings), name)
+        # Older runs have no such setting, and what they hashed must stay the same.
+        left_out = field.exclude_if is not None and field.exclude_if(value)
+        if left_out or not effect.touches_results:
             continue
         if submodel(field) is None:
-            yield prefix + name, value
-            continue
-        yield prefix + name, value is not None
-        if value is not None:
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield _Leaf(key, deciding_part(field, value), effect, settings)
+        elif isinstance(value, list):
+            yield _Leaf(f"{key}.count", len(value), effect, settings)
+            for place, item in enumerate(value):
+                yield from _leaves(item, f"{key}.{place}.")
+        else:
+            yield _Leaf(key, value is not None, effect, settings)
+            if value is not None:
+                yield from _leaves(value, f"{key}.")
 
 
 def _within(key: str, names: tuple[str, ...]) -> bool:
@@ -236,26 +172,19 @@ def _within(key: str, names: tuple[str, ...]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def _value(key: str, value: Any, recipe: BaseModel) -> Any:
+def _value(leaf: _Leaf) -> Any:
     """What a setting comes to: of what it names, the bytes tell."""
-    if key == "model.path" or key.endswith(".model.path"):
-        return model_hash(_at(recipe, key.removesuffix(".path")))
-    if key.endswith("filters.embedding.model") and value is not None:
-        revision = _at(recipe, key.removesuffix(".model")).revision
-        folder = Path(value) if Path(value).is_dir() else _snapshot(ModelSettings(path=value, revision=revision))
-        return _folder_hash(folder) if folder.is_dir() else MISSING
-    if isinstance(value, Path):
+    value, block = leaf.value, leaf.block
+    if value is None:
+        return None
+    if leaf.effect is Effect.FILE:
         return f"sha256:{hash_of(value)}" if value.is_file() else MISSING
-    if key.endswith(".hub") and value is not None and Path(value).is_dir():
-        return _folder_hash(Path(value))
-    if isinstance(value, dict):
-        value = {name: option for name, option in value.items() if name not in NO_RESULT_OPTIONS}
+    if leaf.effect is Effect.FOLDER:
+        return folder_hash(Path(value)) if Path(value).is_dir() else value
+    if leaf.effect is Effect.MODEL:
+        assert isinstance(block, ModelSettings)
+        return model_hash(block)
+    if leaf.effect is Effect.EMBEDDER:
+        assert isinstance(block, EmbeddingSettings)
+        return embedder_hash(block)
     return value
-
-
-def _at(settings: BaseModel, key: str) -> Any:
-    """The block or value under a dotted name."""
-    found: Any = settings
-    for name in key.split("."):
-        found = found[int(name)] if name.isdecimal() else getattr(found, name)
-    return found

@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from selfreward.recipe.engine_settings import ModelSettings
+from selfreward.recipe.filter_settings import EmbeddingSettings
 from selfreward.recipe.prompt_settings import PromptSettings
 from selfreward.runtime.atomic import hash_of, json_hash
-
-if TYPE_CHECKING:
-    pass
 
 MISSING = "missing"
 
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py")
 
 
-def _folder_hash(folder: Path) -> str:
+def folder_hash(folder: Path) -> str:
     """A hash of all files of a folder and their names."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return f"sha256:{json_hash([[str(path.relative_to(folder)), hash_of(path)] for path in files])}"
@@ -34,6 +31,16 @@ def model_hash(settings: ModelSettings) -> str:
     with ThreadPoolExecutor() as threads:
         hashes = threads.map(hash_of, files)
     return f"sha256:{json_hash([[p.name, h] for p, h in zip(files, hashes, strict=True)])}" if files else MISSING
+
+
+def embedder_hash(settings: EmbeddingSettings) -> str | None:
+    """A hash of all files of the model that embeds; ``missing`` if they are not here, None where none is named."""
+    if settings.model is None:
+        return None
+    folder = Path(settings.model)
+    if not folder.is_dir():
+        folder = _snapshot(ModelSettings.model_construct(path=settings.model, revision=settings.revision))
+    return folder_hash(folder) if folder.is_dir() else MISSING
 
 
 def _snapshot(settings: ModelSettings) -> Path:
@@ -56,9 +63,8 @@ def fetch_all(prompts: PromptSettings, *models: ModelSettings | None) -> None:
     for model in (*models, *(source.model for source in prompts.sources)):
         if model is not None:
             fetch(model)
-    embedding = prompts.filters.embedding
-    if embedding.model is not None and "embedding" in prompts.filter_names:
-        fetch(ModelSettings(path=embedding.model, revision=embedding.revision), ["*"])
+    for model in prompts.filter_models:
+        fetch(model, ["*"])
 
 
 def fetch(settings: ModelSettings, patterns: Sequence[str] = WEIGHTS) -> None:

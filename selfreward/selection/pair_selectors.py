@@ -7,16 +7,17 @@ with its pairs stands in :mod:`selfreward.selection.pair_filters`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from selfreward.recipe.judge_settings import SelectionSettings
+from selfreward.recipe.judge_settings import SelectionSettings, SelectorNeeds
 from selfreward.recipe.response_settings import ResponseSettings
 from selfreward.records import Message, PreferencePair, Prompt, Rejection, Response, content_id
 
 Outcome = list[PreferencePair] | Rejection
 Scores = Mapping[str, float]
+Function = TypeVar("Function", bound=Callable[..., Outcome])
 # A score on the border of a range is within it, however the border was rounded.
 ROUNDING = 1e-9
 
@@ -56,6 +57,24 @@ class Selector(Protocol):
         """
 
 
+def needing(*settings: str, principles: bool = False) -> Callable[[Function], Function]:
+    """Marks a selector with what it needs, so that a recipe without it is refused when it is read.
+
+    A function without the mark is called with whatever the recipe says.
+
+    Args:
+        settings: keys of ``selection`` that have no default, such as ``pass_score``.
+        principles: whether it pairs revisions, which ``responses.principles`` brings.
+    """
+
+    def mark(function: Function) -> Function:
+        vars(function)["needs"] = SelectorNeeds(settings, principles)
+        return function
+
+    return mark
+
+
+@needing()
 def best_worst(prompt: Prompt, responses: Sequence[Response], scores: Scores, rules: Rules) -> Outcome:
     """The highest score against the lowest; equal scores make no pair (arXiv 2401.10020, section 2.4).
 
@@ -69,6 +88,7 @@ def best_worst(prompt: Prompt, responses: Sequence[Response], scores: Scores, ru
     return _pairs(prompt, [(best, worst)], scores)
 
 
+@needing()
 def top_bottom(prompt: Prompt, responses: Sequence[Response], scores: Scores, rules: Rules) -> Outcome:
     """Each of the ``top`` best against each of the ``bottom`` worst that scores below it.
 
@@ -82,6 +102,7 @@ def top_bottom(prompt: Prompt, responses: Sequence[Response], scores: Scores, ru
     return _pairs(prompt, [(b, w) for b in best for w in worst if scores[b.id] > scores[w.id]], scores)
 
 
+@needing("pass_score")
 def correct_incorrect(prompt: Prompt, responses: Sequence[Response], scores: Scores, rules: Rules) -> Outcome:
     """Responses that pass against those that don't (arXiv 2404.19733).
 
@@ -103,6 +124,7 @@ def correct_incorrect(prompt: Prompt, responses: Sequence[Response], scores: Sco
     return _pairs(prompt, zip(correct, incorrect, strict=False), scores)
 
 
+@needing()
 def length_controlled(prompt: Prompt, responses: Sequence[Response], scores: Scores, rules: Rules) -> Outcome:
     """The shortest of the good ones against the longest of the bad ones (Meta-Rewarding, arXiv 2407.19594).
 
@@ -123,6 +145,7 @@ def length_controlled(prompt: Prompt, responses: Sequence[Response], scores: Sco
     return _pairs(prompt, [(best, worst)], scores)
 
 
+@needing(principles=True)
 def revision(prompt: Prompt, responses: Sequence[Response], scores: Scores, rules: Rules) -> Outcome:
     """Each revision against the response that it revises (Constitutional AI, arXiv 2212.08073).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from selfreward.engines import Completion, Sampler, SamplingParams
@@ -14,45 +14,43 @@ from selfreward.evaluation.canaries import canaries, canary_figures
 from selfreward.evaluation.held_out import gain, summarize
 from selfreward.judges import Panel
 from selfreward.judges.expected_score import labels
+from selfreward.judges.score_function import ScoreFunction
 from selfreward.prompts.dataset import read_held_out
 from selfreward.prompts.seed_data import read_graded
-from selfreward.recipe import registry
 from selfreward.records import Agreement, Graded, Judgement, Measurement, Prompt, Response, content_id, derive_seed
 from selfreward.runs.journal import Journal
 from selfreward.runs.run import Run
-from selfreward.runs.stages import Summary
+from selfreward.runs.stages import Step, Summary
 from selfreward.runs.stored import ID_OF_HELD_OUT, POLICY, SEED_OF_EVALUATION, SEED_OF_HELD_OUT_JUDGE
 from selfreward.serving.engines import Engines
 from selfreward.stages.judgements import Job, Voting
 
-Scorer = Callable[[str, str], float]
 
-
-def stage(run: Run, iteration: int, engines: Engines) -> Summary:
+def stage(run: Run, step: Step, engines: Engines) -> Summary:
     """Writes measurements of responses and of judging, as far as the recipe names held-out data."""
-    with run.stage("evaluate", iteration).journal() as journal:
-        return {"model": f"M{iteration + 1}"} | Evaluation(run, iteration, engines, journal).all()
+    with run.folder(step).journal() as journal:
+        return {"model": f"M{step.iteration + 1}"} | Evaluation(run, step, engines, journal).all()
 
 
 class Evaluation:
     """What is measured of one model."""
 
-    def __init__(self, run: Run, iteration: int, engines: Engines, journal: Journal) -> None:
-        self._run, self._iteration, self._engines, self._journal = run, iteration, engines, journal
+    def __init__(self, run: Run, step: Step, engines: Engines, journal: Journal) -> None:
+        self._run, self._iteration, self._engines, self._journal = run, step.iteration, engines, journal
         self._settings = run.recipe.evaluation
-        self._model = run.model_path(iteration + 1)
-        self._folder = run.stage("evaluate", iteration)
-        self._voting = Voting(run, iteration, lenient=True)
+        [self._model] = run.models(step)
+        self._folder = run.folder(step)
+        self._voting = Voting(run, step.iteration, lenient=True)
 
     def all(self) -> Summary:
         """Every measurement that the recipe has data for."""
         summary: Summary = {}
         if self._settings.prompts is not None:
-            summary |= self._respond(read_held_out(self._run.recipe))
+            summary |= self._respond(read_held_out(self._settings, self._run.recipe.prompts))
         if self._settings.judging is not None:
             agreements = self._agree(read_graded(self._settings.judging))
             self._folder.write("agreement.jsonl", agreements)
-            summary |= agreement(agreements, self._voting.panel.best)
+            summary |= agreement(agreements, self._voting.panel.highest)
         return summary
 
     def _respond(self, prompts: Sequence[Prompt]) -> Summary:
@@ -90,7 +88,7 @@ class Evaluation:
             rows = [[scores.get(r.id) for r in job.responses] for job in jobs]
         else:
             rows = [_scores_of(panel, job, judgements) for job in jobs]
-        return dict(canary_figures(rows, panel.worst))
+        return dict(canary_figures(rows, panel.lowest))
 
     def _agree(self, graded: Sequence[Graded]) -> list[Agreement]:
         """The judge's score of each held-out graded response beside the label in its judgement."""
@@ -139,7 +137,7 @@ def _held_out(prompt: Prompt, text: str) -> Response:
 def measure(run: Run, engine: Sampler, prompts: Sequence[Prompt], limit: int) -> list[Measurement]:
     """Sampled as for training and once greedily, with the same seeds for every model."""
     settings = run.recipe.evaluation
-    score: Scorer | None = registry.load(settings.scorer, {}, "scorer") if settings.scorer else None
+    score = None if settings.scorer is None else ScoreFunction(settings.scorer, "scorer")
     sampled = SamplingParams.of(run.recipe.responses)
     greedy = SamplingParams(0.0, 1.0, sampled.max_tokens)
 
@@ -154,6 +152,6 @@ def measure(run: Run, engine: Sampler, prompts: Sequence[Prompt], limit: int) ->
     return run_concurrently("held-out responses", prompts, one, lambda m: m.num_tokens, limit)[0]
 
 
-def _measurement(prompt: Prompt, k: int | None, completion: Completion, score: Scorer | None) -> Measurement:
-    gold = None if score is None else float(score(prompt.text, completion.text))
+def _measurement(prompt: Prompt, k: int | None, completion: Completion, score: ScoreFunction | None) -> Measurement:
+    gold = None if score is None else score(prompt, completion.text)
     return Measurement(prompt.id, k, completion.text, completion.finish_reason, completion.num_tokens, gold)

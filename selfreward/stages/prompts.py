@@ -11,15 +11,13 @@ from selfreward.engines.journaled import JournaledEngine, total
 from selfreward.engines.replica_pool import ReplicaPool
 from selfreward.evaluation.diversity import diversity
 from selfreward.judges import panel_of
-from selfreward.prompts.base import PromptSource, SourceContext
+from selfreward.prompts.base import SourceContext, source_of
 from selfreward.prompts.filters.base import Filters
-from selfreward.recipe import registry
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Difficulty, Judgement, Prompt, R, Removal, Response, Task, TemplateTrial, by_prompt
 from selfreward.runs.journal import Journal
-from selfreward.runs.plan import keeps_tasks, reads_difficulty, reads_past, searches_templates
-from selfreward.runs.run import RECORDS, Run
-from selfreward.runs.stages import Summary
+from selfreward.runs.run import Run
+from selfreward.runs.stages import Step, Summary, records_named
 from selfreward.runtime.progress import console
 from selfreward.serving.engines import Engines
 
@@ -33,14 +31,14 @@ class PromptPool:
     tasks: list[Task]
 
 
-def stage(run: Run, iteration: int, engines: Engines) -> Summary:
+def stage(run: Run, step: Step, engines: Engines) -> Summary:
     """Writes the prompts; where a model made them or filters saw them, also the tasks and what was taken out.
 
     Raises:
         ValueError: bad rows, or no prompt at all.
     """
-    settings, folder = run.recipe.prompts, run.stage("prompts", iteration)
-    source, pool = load_source(settings), _prompt_pool(run, iteration)
+    settings, folder, iteration = run.recipe.prompts, run.folder(step), step.iteration
+    source, pool = source_of(settings), _prompt_pool(run, iteration)
     filters = pool.filters
     with folder.journal() as journal:
         source_engines = SourceEngines(run, iteration, engines, journal)
@@ -61,12 +59,12 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
     fall_short(context, len(tasks))
     filters.finish(tasks)
     folder.write("records.jsonl", (task.prompt for task in tasks))
-    if keeps_tasks(run.recipe):
+    if settings.keeps_tasks:
         folder.write("tasks.jsonl", tasks)
         folder.write("removed.jsonl", filters.removed)
-        if searches_templates(run.recipe):
+        if settings.searches_templates:
             folder.write("templates.jsonl", context.trials)
-    if reads_past(run.recipe):
+    if settings.reads_past:
         pool.tasks.extend(tasks)
         # So that the next iteration reads no more than this one.
         run.kept["prompts"] = PromptPool(iteration, filters, pool.tasks)
@@ -101,12 +99,6 @@ class SourceEngines:
         return dict(total(self._asked.values()))
 
 
-def load_source(settings: SourceSettings) -> PromptSource:
-    """The source that the settings name. Raises ValueError for a name that nothing is registered under."""
-    source: PromptSource = registry.load(settings.source, registry.PROMPT_SOURCES, "prompt source")(settings)
-    return source
-
-
 def explain(filters: Filters) -> str:
     """What was taken out, in words."""
     counts = ", ".join(f"{count} {name.removeprefix('removed_')}" for name, count in filters.counts().items())
@@ -138,7 +130,7 @@ def _prompt_pool(run: Run, iteration: int) -> PromptPool:
         return kept
     settings = run.recipe.prompts
     filters = Filters(settings.filters, settings.filter_names, run.recipe.evaluation.prompts)
-    past = range(1, iteration) if reads_past(run.recipe) else ()
+    past = range(1, iteration) if settings.reads_past else ()
     tasks = [task for t in past for task in _tasks(run, t)]
     filters.add_known(tasks)
     for t in past:
@@ -153,12 +145,12 @@ def _tasks(run: Run, t: int) -> list[Task]:
 
 def _kept(run: Run, name: str, t: int, kind: type[R]) -> list[R]:
     """Records that an earlier iteration has if its recipe was like this one's."""
-    stage, file, _ = RECORDS[name]
+    stage, file, _ = records_named(name)
     return run.records(name, t, kind) if (run.stage(stage, t).path / file).is_file() else []
 
 
 def _template_trials(run: Run, iteration: int) -> list[TemplateTrial]:
-    past = range(1, iteration) if searches_templates(run.recipe) else ()
+    past = range(1, iteration) if run.recipe.prompts.searches_templates else ()
     return [trial for t in past for trial in _kept(run, "template_trials", t, TemplateTrial)]
 
 
@@ -169,7 +161,7 @@ def _asked(prompts: Iterable[Prompt]) -> list[str]:
 
 def _write_difficulty(run: Run, iteration: int) -> list[Difficulty]:
     """How each model so far did on its prompts; the newest iteration's part is written, the others are read."""
-    if not reads_difficulty(run.recipe):
+    if not run.recipe.prompts.reads_difficulty:
         return []
     tried = [record for t in range(1, iteration - 1) for record in _kept(run, "difficulty", t + 1, Difficulty)]
     new = difficulty(run, iteration - 1) if iteration > 1 else []
@@ -179,11 +171,10 @@ def _write_difficulty(run: Run, iteration: int) -> list[Difficulty]:
 
 def difficulty(run: Run, iteration: int) -> list[Difficulty]:
     """How M_t did on the prompts of an iteration, in their order, by the scores that its responses got."""
-    panel, settings = panel_of(run.recipe), run.recipe.prompts
+    panel, solved = panel_of(run.recipe), run.recipe.prompts.solved_score
+    solved = panel.highest if solved is None else solved
     scores = panel.scores(run.records("judgements", iteration, Judgement))
     responses = by_prompt(run.records("responses", iteration, Response))
-    limits = [source.curriculum.solved for source in settings.sources if source.source == "curriculum"]
-    solved = next((limit for limit in limits if limit is not None), panel.best)
     of_prompt: defaultdict[str, list[float]] = defaultdict(list)
     for prompt_id, those in responses.items():
         of_prompt[prompt_id] = [scores[response.id] for response in those if response.id in scores]

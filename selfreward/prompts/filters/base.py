@@ -5,31 +5,67 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal
 
 from selfreward.recipe import registry
+from selfreward.recipe.engine_settings import ModelSettings
 from selfreward.recipe.filter_settings import FilterSettings
 from selfreward.records import Removal, Task
+
+# What a filter looks at.
+Kind = Literal["instruction", "instance", "text"]
+KINDS: tuple[Kind, ...] = ("instruction", "instance", "text")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Why a filter takes a task out; ``neighbour_id`` is the ``alone`` of the one that it is too near to, if any."""
+    """Why a filter takes a task out; ``neighbour_id`` is the ``instruction_id`` of what it is too near to, if any."""
 
     detail: str
     neighbour_id: str | None = None
     similarity: float | None = None
 
 
-class Filter(Protocol):
+class Filter:
     """Looks at one task at a time.
 
-    ``of`` says what it looks at: an instruction, once for all of its instances and maybe before there are any; an
-    instance, which has an output; or text, which is all that a task has when it is looked at.
+    A class of a user's needs no parent, only ``of``, ``prepare``, ``look`` and ``add``. All else is what other code
+    asks of a filter.
+
+    - ``of``: what it looks at: an instruction, once for all of its instances and maybe before there are any; an
+      instance, which has an output; or text, which is all that a task has when it is looked at.
+    - ``block``: its block of ``prompts.filters``, which a data set's card shows.
+    - ``library``: a module that has to be installed, by the extra ``data``.
     """
 
-    of: Literal["instruction", "instance", "text"]
+    required: ClassVar[tuple[str, ...]] = ("of", "prepare", "look", "add")
+
+    kinds: ClassVar[tuple[Kind, ...]] = KINDS
+
+    of: ClassVar[Kind]
+    block: ClassVar[str | None] = None
+    library: ClassVar[str | None] = None
+
+    @classmethod
+    def check_settings(cls, settings: FilterSettings) -> None:
+        """Looks at the settings when the recipe is read. Raises ValueError for those that it can't work with."""
+
+    @classmethod
+    def reads_held_out(cls, settings: FilterSettings) -> bool:
+        """Whether the recipe's evaluation data decides what it takes out; a class that does not say is taken to."""
+        return True
+
+    @classmethod
+    def model(cls, settings: FilterSettings) -> ModelSettings | None:
+        """A hub model that it loads, which is brought to this machine before a run begins."""
+        return None
+
+    @classmethod
+    def describe(cls, settings: FilterSettings) -> str | None:
+        """What ``selfreward check`` has to warn of, such as a function that is run on each text."""
+        return None
 
     def __init__(self, settings: FilterSettings, held_out: Path | None) -> None:
         """Reads its block of the settings; ``held_out`` is the recipe's evaluation data.
@@ -43,9 +79,40 @@ class Filter(Protocol):
 
     def look(self, task: Task) -> Finding | None:
         """Why the task is taken out, or None."""
+        raise NotImplementedError
 
     def add(self, task: Task) -> None:
-        """Adds an instruction that is new to the pool, if this is ``of`` instructions; ``Task.alone`` is its id."""
+        """Adds an instruction that is new to the pool, if this is ``of`` instructions.
+
+        ``Task.instruction_id`` is its id there.
+        """
+
+
+class BuiltInFilter(Filter):
+    """One that reads no held-out data, and of which nothing has to be seen together or added to a pool."""
+
+    @classmethod
+    def reads_held_out(cls, settings: FilterSettings) -> bool:
+        return False
+
+    def prepare(self, tasks: Sequence[Task]) -> None:
+        """Each task is looked at by itself."""
+
+    def add(self, task: Task) -> None:
+        """What else there is does not matter."""
+
+
+def filter_class(name: str) -> type[Filter]:
+    """The class of a filter, by its name or ``MODULE:CLASS``. Raises ValueError for none, or one that is no filter."""
+    found: type[Filter] = registry.load_class(name, registry.FILTERS, "filter")
+    return found
+
+
+def _made(name: str, settings: FilterSettings, held_out: Path | None) -> Filter:
+    found = filter_class(name)
+    if found.library is not None and find_spec(found.library) is None:
+        raise ValueError(f'filter {name} needs {found.library}, which is not installed: pip install "selfreward[data]"')
+    return found(settings, held_out)
 
 
 class Filters:
@@ -60,9 +127,7 @@ class Filters:
         """Raises ValueError for a name that nothing is registered under, or what a filter lacks."""
         self.names = list(names)
         self._settings, self._held_out = settings, held_out
-        every: list[tuple[str, Filter]] = [
-            (name, registry.load(name, registry.FILTERS, "filter")(settings, held_out)) for name in names
-        ]
+        every = [(name, _made(name, settings, held_out)) for name in names]
         self._of_instructions = [(name, each) for name, each in every if each.of == "instruction"]
         self._of_text = [(name, each) for name, each in every if each.of == "text"]
         self._of_instances = [(name, each) for name, each in every if each.of != "instruction"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar
 
-from selfreward.prompts.filters.base import Finding
+from selfreward.prompts.filters.base import BuiltInFilter, Finding, Kind
 from selfreward.recipe import registry
 from selfreward.recipe.filter_settings import FilterSettings, PersonalDataSettings, ToxicitySettings
 from selfreward.records import Task
@@ -17,14 +17,8 @@ from selfreward.runtime.extras import optional
 from selfreward.text.words import phrase_finder
 
 
-class _OfText:
-    of: Literal["text"] = "text"
-
-    def prepare(self, tasks: Sequence[Task]) -> None:
-        """Each task is looked at by itself."""
-
-    def add(self, task: Task) -> None:
-        """What else there is does not matter."""
+class _OfText(BuiltInFilter):
+    of: ClassVar[Kind] = "text"
 
 
 def _parts(task: Task) -> list[tuple[str, str]]:
@@ -46,6 +40,18 @@ class Toxicity(_OfText):
     misses what is meant but not said, words with letters replaced, and all other languages, and it takes out a
     text that quotes such a word to speak against it. To do better, name a function that asks a classifier.
     """
+
+    block: ClassVar[str | None] = "toxicity"
+
+    @classmethod
+    def check_settings(cls, settings: FilterSettings) -> None:
+        if settings.toxicity.function is not None:
+            registry.load_function(settings.toxicity.function, {}, "toxicity function", ("text",))
+
+    @classmethod
+    def describe(cls, settings: FilterSettings) -> str | None:
+        function = settings.toxicity.function
+        return None if function is None else f"RUNNING {function} on each"
 
     def __init__(self, settings: FilterSettings, held_out: Path | None) -> None:
         self._find = _scored(settings.toxicity) if settings.toxicity.function else _listed(settings.toxicity)
@@ -97,6 +103,8 @@ class PersonalData(_OfText):
     Phone numbers are looked for with an international prefix, and, where there is a ``region``, as they are written
     there; digits without any space or sign between are one only after a word such as "phone".
     """
+
+    block: ClassVar[str | None] = "personal_data"
 
     def __init__(self, settings: FilterSettings, held_out: Path | None) -> None:
         finders = {

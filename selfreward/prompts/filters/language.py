@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
-from selfreward.prompts.filters.base import Finding
+from selfreward.prompts.filters.base import BuiltInFilter, Finding, Kind
 from selfreward.recipe.filter_settings import FilterSettings
 from selfreward.records import Task
 from selfreward.runtime.extras import optional
 
 
-class Language:
+class Language(BuiltInFilter):
     """Instructions whose likeliest language, by py3langid, is none of those allowed and at least so likely.
 
     Its probabilities, one for each of its languages, sum to 1 and are lower for short texts, which therefore stay.
@@ -21,7 +20,9 @@ class Language:
     are not looked at, as a translation has others.
     """
 
-    of: Literal["instruction"] = "instruction"
+    of: ClassVar[Kind] = "instruction"
+    block: ClassVar[str | None] = "language"
+    library: ClassVar[str | None] = "py3langid"
 
     def __init__(self, settings: FilterSettings, held_out: Path | None) -> None:
         self._settings = settings.language
@@ -33,17 +34,11 @@ class Language:
                 f"{', '.join(sorted(known))}"
             )
 
-    def prepare(self, tasks: Sequence[Task]) -> None:
-        """Each instruction is looked at by itself."""
-
     def look(self, task: Task) -> Finding | None:
         language, probability = _identifier().classify(task.instruction)
         if language in self._settings.allowed or probability < self._settings.min_probability:
             return None
         return Finding(f"in {language}, with probability {probability:.2f}")
-
-    def add(self, task: Task) -> None:
-        """What else there is does not matter."""
 
 
 @cache

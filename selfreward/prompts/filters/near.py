@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from selfreward.prompts.filters.base import Finding
+from selfreward.prompts.filters.base import BuiltInFilter, Finding, Kind
+from selfreward.recipe.engine_settings import ModelSettings
 from selfreward.recipe.filter_settings import EmbeddingSettings, FilterSettings
 from selfreward.records import Task
 from selfreward.runtime.extras import optional
@@ -27,7 +28,7 @@ EDGE = 10.0**-DIGITS
 BATCH_TEXTS, BLOCK_ROWS = 1024, 4096
 
 
-class NearByWords:
+class NearByWords(BuiltInFilter):
     """Jaccard index of word shingles; the near ones are found by MinHash in bands, as datasketch does it.
 
     What is found is compared exactly, so nothing is taken out for an estimate; what is not found stays. By design that
@@ -35,7 +36,9 @@ class NearByWords:
     index of 0.70 to 0.72, none of 873 from 0.80 on). An instruction takes about 6 kB.
     """
 
-    of: Literal["instruction", "instance"] = "instruction"
+    of: ClassVar[Kind] = "instruction"
+    block: ClassVar[str | None] = "minhash"
+    library: ClassVar[str | None] = "datasketch"
 
     def __init__(self, settings: FilterSettings, held_out: Path | None) -> None:
         """Raises ValueError where datasketch is missing."""
@@ -48,9 +51,6 @@ class NearByWords:
         self._pool: list[tuple[str, str]] = []  # id and instruction
         # What passes is looked at and then added.
         self._last: tuple[str | None, MinHash] = None, self._empty
-
-    def prepare(self, tasks: Sequence[Task]) -> None:
-        """Nothing here is faster together."""
 
     def look(self, task: Task) -> Finding | None:
         found = [self._pool[place] for place in self._index.query(self._sketch(task.instruction))]
@@ -75,14 +75,26 @@ class NearByWords:
         return set(ngrams(found, self._settings.ngram)) or {" ".join(found) or text.strip()}
 
 
-class NearByMeaning:
+class NearByMeaning(BuiltInFilter):
     """Cosine of sentence embeddings, rounded to 4 places, with every instruction of the pool.
 
     Texts are encoded and compared in batches: a batch with the pool as it is when its first text is looked at, and
     each text with what has joined since. An instruction takes 4 bytes for each dimension of the model.
     """
 
-    of: Literal["instruction", "instance"] = "instruction"
+    of: ClassVar[Kind] = "instruction"
+    block: ClassVar[str | None] = "embedding"
+    library: ClassVar[str | None] = "sentence_transformers"
+
+    @classmethod
+    def check_settings(cls, settings: FilterSettings) -> None:
+        if settings.embedding.model is None:
+            raise ValueError("use names embedding, and embedding.model is missing: name the model that embeds")
+
+    @classmethod
+    def model(cls, settings: FilterSettings) -> ModelSettings | None:
+        path, revision = settings.embedding.model, settings.embedding.revision
+        return None if path is None else ModelSettings(path=path, revision=revision)
 
     def __init__(self, settings: FilterSettings, held_out: Path | None) -> None:
         """Raises ValueError where sentence-transformers is missing or can't load the model."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar
 
-from selfreward.prompts.filters.base import Finding
+from selfreward.prompts.filters.base import BuiltInFilter, Finding, Kind
 from selfreward.recipe.filter_settings import FilterSettings
 from selfreward.recipe.prompt_settings import RowSettings
 from selfreward.records import Task
 from selfreward.text.words import ngrams, words
 
 
-class Novelty:
+class Novelty(BuiltInFilter):
     """Instructions of which too few runs of words are new to the pool.
 
     The pool is all that was added so far: seeds, what earlier iterations asked or made, and what this one has
@@ -22,14 +22,12 @@ class Novelty:
     default asks too much of later iterations.
     """
 
-    of: Literal["instruction"] = "instruction"
+    of: ClassVar[Kind] = "instruction"
+    block: ClassVar[str | None] = "novelty"
 
     def __init__(self, settings: FilterSettings, held_out: Path | None) -> None:
         self._settings = settings.novelty
         self._known: set[str] = set()
-
-    def prepare(self, tasks: Sequence[Task]) -> None:
-        """Each instruction is looked at by itself."""
 
     def look(self, task: Task) -> Finding | None:
         every = self._runs(task)
@@ -46,7 +44,7 @@ class Novelty:
         return set(ngrams(found, min(self._settings.ngram, len(found)))) if found else set()
 
 
-class Decontamination:
+class Decontamination(BuiltInFilter):
     """Tasks that share a run of words with evaluation data.
 
     Of the evaluation data, the user's messages, the outputs and the references are compared, of a task the user's
@@ -56,7 +54,12 @@ class Decontamination:
     either, and are left out. What many share, such as "Choose the right answer from the following ...", is found too.
     """
 
-    of: Literal["text"] = "text"
+    of: ClassVar[Kind] = "text"
+    block: ClassVar[str | None] = "decontamination"
+
+    @classmethod
+    def reads_held_out(cls, settings: FilterSettings) -> bool:
+        return settings.decontamination.path is None
 
     def __init__(self, settings: FilterSettings, held_out: Path | None) -> None:
         path = settings.decontamination.path or held_out
@@ -74,9 +77,6 @@ class Decontamination:
         for row, task in enumerate(self._rows):
             self._index(task, row)
 
-    def prepare(self, tasks: Sequence[Task]) -> None:
-        """Each task is looked at by itself."""
-
     def look(self, task: Task) -> Finding | None:
         for name, text in (*_questions(task), *_answers(task)):
             found = words(text)
@@ -91,9 +91,6 @@ class Decontamination:
                 question = " ".join(self._rows[row].prompt.text.split())
                 return Finding(f'the {name} has "{run}" of {self._file}, prompt {row + 1}: "{question[:60]}"')
         return None
-
-    def add(self, task: Task) -> None:
-        """It is compared with evaluation data alone."""
 
     def _index(self, task: Task, row: int) -> None:
         for _, text in (*_questions(task), *_answers(task)):

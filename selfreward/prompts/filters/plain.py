@@ -8,39 +8,24 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar
 
-from selfreward.prompts.filters.base import Finding
+from selfreward.prompts.filters.base import BuiltInFilter, Finding, Kind
 from selfreward.recipe.filter_settings import FilterSettings
 from selfreward.records import Task, content_id
 from selfreward.text.refusals import find_refusal
 from selfreward.text.words import phrase_finder
 
 
-class _OfInstructions:
-    of: Literal["instruction"] = "instruction"
+class _OfInstructions(BuiltInFilter):
+    of: ClassVar[Kind] = "instruction"
 
     def __init__(self, settings: FilterSettings, held_out: Path | None) -> None:
         self._settings = settings
 
-    def prepare(self, tasks: Sequence[Task]) -> None:
-        """Each instruction is looked at by itself."""
 
-    def add(self, task: Task) -> None:
-        """What else there is does not matter."""
-
-
-class _OfInstances:
-    of: Literal["instance"] = "instance"
-
-    def __init__(self, settings: FilterSettings, held_out: Path | None) -> None:
-        """These have no settings."""
-
-    def prepare(self, tasks: Sequence[Task]) -> None:
-        """Each instance is looked at by itself."""
-
-    def add(self, task: Task) -> None:
-        """Filters of instances see none."""
+class _OfInstances(BuiltInFilter):
+    of: ClassVar[Kind] = "instance"
 
 
 class Length(_OfInstructions):
@@ -48,6 +33,8 @@ class Length(_OfInstructions):
 
     Chinese and other scripts without spaces have too few words for any lower limit: set ``min_words: 0`` for them.
     """
+
+    block: ClassVar[str | None] = "length"
 
     def look(self, task: Task) -> Finding | None:
         limits, count = self._settings.length, len(task.instruction.split())
@@ -64,6 +51,8 @@ def _words(count: int) -> str:
 
 class Keywords(_OfInstructions):
     """Instructions about images, files and the like, told by whole words in any case."""
+
+    block: ClassVar[str | None] = "keywords"
 
     def __init__(self, settings: FilterSettings, held_out: Path | None) -> None:
         super().__init__(settings, held_out)

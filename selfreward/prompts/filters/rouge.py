@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from selfreward.prompts.filters.base import Finding
+from selfreward.prompts.filters.base import BuiltInFilter, Finding, Kind
 from selfreward.recipe.filter_settings import FilterSettings
 from selfreward.records import Task
 from selfreward.text.words import words
@@ -172,7 +172,7 @@ class _Shelf:
         return np.frombuffer(signature.to_bytes(self._bits // 8, "little"), np.uint64)
 
 
-class RougeL:
+class RougeL(BuiltInFilter):
     """Takes out an instruction whose ROUGE-L F measure with any of the pool is above the threshold (0.7).
 
     The decisions are those of ``rouge_score`` without stemming. With ``tokens: rouge`` an instruction without a letter
@@ -180,13 +180,11 @@ class RougeL:
     ``tokens: unicode`` compares these too.
     """
 
-    of: Literal["instruction"] = "instruction"
+    of: ClassVar[Kind] = "instruction"
+    block: ClassVar[str | None] = "rouge_l"
 
     def __init__(self, settings: FilterSettings, held_out: Path | None) -> None:
         self._index = RougeIndex(settings.rouge_l.threshold, settings.rouge_l.tokens)
-
-    def prepare(self, tasks: Sequence[Task]) -> None:
-        """Nothing here is faster together."""
 
     def look(self, task: Task) -> Finding | None:
         near = self._index.nearest(task.instruction)
