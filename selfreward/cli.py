@@ -17,7 +17,7 @@ from selfreward.errors import Damaged, SelfrewardError, Stopped, disk_error
 from selfreward.launchers.logs import report
 from selfreward.recipe.loader import edit
 from selfreward.recipe.recipe import Recipe, load_recipe
-from selfreward.runs.stages import NAMES, TRAINING
+from selfreward.runs.stages import STAGES
 from selfreward.runtime import redact
 from selfreward.runtime.progress import console
 from selfreward.runtime.ranks import is_first, world_size
@@ -158,7 +158,7 @@ def fork(
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(metavar="STAGE", help=f"One of {', '.join(NAMES)}.")],
+    name: Annotated[str, typer.Argument(metavar="STAGE", help=f"One of {', '.join(STAGES)}.")],
     run: RunArgument,
     iteration: Annotated[int, typer.Option(help="The iteration, from 1; 0 is the seed.")],
 ) -> None:
@@ -173,7 +173,7 @@ def stage(
     from selfreward.serving.engines import Engines
 
     end_with_agent()
-    if name in TRAINING and world_size() == 1:
+    if name in STAGES and STAGES[name].trains and world_size() == 1:
         take_one()
     current = Run.open(run)
     step = find_step(current.recipe, name, iteration)

@@ -19,9 +19,9 @@ from selfreward.report.tracking import Trackers
 from selfreward.runs import history
 from selfreward.runs.environment import record_environment
 from selfreward.runs.folders import StageFolder, make_folder
-from selfreward.runs.plan import Step, inputs, plan
+from selfreward.runs.plan import inputs, plan
 from selfreward.runs.run import Run
-from selfreward.runs.stages import TRAINING, Summary
+from selfreward.runs.stages import STAGES, Step, Summary
 from selfreward.runtime.lock import RunLock
 from selfreward.runtime.progress import console, in_words
 from selfreward.runtime.ranks import is_first, world_size
@@ -29,7 +29,7 @@ from selfreward.runtime.shutdown import stop
 from selfreward.serving.engines import Engines
 from selfreward.stages.overlap import sample_and_judge
 
-Stage = Callable[[Run, int, Engines], Summary]
+StageFunction = Callable[[Run, Step, Engines], Summary]
 
 POLL_S = 0.2  # seconds between two looks at whether the first rank is done
 
@@ -75,7 +75,7 @@ def _drive(recipe: Recipe, launcher: Launcher) -> Run:
 
 
 def _go_through(run: Run, launcher: Launcher) -> None:
-    steps = {step: run.stage(step.stage, step.iteration) for step in plan(run.recipe)}
+    steps = {step: run.folder(step) for step in plan(run.recipe)}
     logged = run.logged()
     for step, folder in steps.items():
         if folder.done:
@@ -93,16 +93,12 @@ def _go_through(run: Run, launcher: Launcher) -> None:
 
 def perform(run: Run, step: Step, engines: Engines) -> list[tuple[Step, Summary]]:
     """Performs one step, training where the recipe says so; judging by the same model goes along with sampling."""
-    if step.stage in TRAINING:
+    if STAGES[step.stage].trains:
         engines.make_room()
         if launch.launch_training(run, step, engines.launcher):
-            return [(step, run.stage(step.stage, step.iteration).summary)]
+            return [(step, run.folder(step).summary)]
     judging = Step("judgements", step.iteration)
-    if (
-        step.stage == "responses"
-        and panel_of(run.recipe).is_policy
-        and not run.stage("judgements", step.iteration).done
-    ):
+    if step.stage == "responses" and panel_of(run.recipe).is_policy and not run.folder(judging).done:
         return perform_together(run, step, judging, engines)
     return [(step, perform_here(run, step, engines))]
 
@@ -113,7 +109,7 @@ def perform_together(run: Run, sampling: Step, judging: Step, engines: Engines) 
     run.begin(sampling)
     run.begin(judging)
     started = time.monotonic()
-    summaries = sample_and_judge(run, sampling.iteration, engines)
+    summaries = sample_and_judge(run, sampling, judging, engines)
     # The two share their time; a sum over the stages has it once.
     seconds = (round(time.monotonic() - started, 2), 0.0)
     for step, summary, share in zip((sampling, judging), summaries, seconds, strict=True):
@@ -128,33 +124,26 @@ def perform_here(run: Run, step: Step, engines: Engines) -> Summary:
         ValueError: the step is done, one that it needs is not, or it can't be shared by several ranks.
         Stopped: the run was asked to stop.
     """
-    folder = run.stage(step.stage, step.iteration)
+    folder = run.folder(step)
     if folder.done:
         raise ValueError(f"{folder.path} is finished, and a run is never overwritten")
-    unfinished = [s for s in inputs(run.recipe, step) if not run.stage(s.stage, s.iteration).done]
+    unfinished = [s for s in inputs(run.recipe, step) if not run.folder(s).done]
     if unfinished:
         raise ValueError(f"{step} comes after {unfinished[0]}, which is not finished")
-    if step.stage not in TRAINING and world_size() > 1:
+    if not STAGES[step.stage].trains and world_size() > 1:
         raise ValueError(f"{step} can't be shared by {world_size()} ranks: launch train alone that way")
     if is_first():
         _announce(run, step)
         run.begin(step)
     started = time.monotonic()
-    summary = _stage(step.stage)(run, step.iteration, engines)
+    function: StageFunction = registry.load_stage(STAGES[step.stage].function or step.stage)
+    summary = function(run, step, engines)
     summary["seconds"] = round(time.monotonic() - started, 2)
     if is_first():
         _commit(run, step, summary)
     else:
         _wait_for_first(folder)
     return summary
-
-
-def _stage(name: str) -> Stage:
-    """The function of a stage. A draft's pairs and training are made as the iteration's own, in other folders."""
-    if (own := name.removeprefix("draft_")) != name:
-        return lambda run, iteration, engines: _stage(own)(run.drafting(), iteration, engines)
-    function: Stage = registry.load(name, registry.STAGES, "stage")
-    return function
 
 
 def _wait_for_first(folder: StageFolder) -> None:

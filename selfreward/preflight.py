@@ -17,8 +17,8 @@ from selfreward.recipe.engine_settings import ModelSettings
 from selfreward.recipe.judge_settings import SelectionSettings
 from selfreward.recipe.prompt_settings import PromptSettings
 from selfreward.recipe.recipe import Recipe
-from selfreward.runs.plan import Step, plan
-from selfreward.runs.stages import TRAINING
+from selfreward.runs.plan import plan
+from selfreward.runs.stages import STAGES, Step
 from selfreward.stages.revision import Constitution
 from selfreward.training.quantized import require_quantization
 
@@ -85,7 +85,7 @@ def check_prompts(settings: PromptSettings, held_out: Path | None) -> None:
 def require_engine(recipe: Recipe) -> None:
     """Refuses to start a run whose engine, or library for four bits, is missing: the seed stage would come first."""
     require_quantization(recipe)
-    if not any(step.stage not in TRAINING for step in plan(recipe)):
+    if all(STAGES[step.stage].trains for step in plan(recipe)):
         return
     if "vllm" in {engine.name for engine in recipe.engines} and importlib.util.find_spec("vllm") is None:
         raise ValueError(

@@ -43,8 +43,8 @@ def bench_journal(rounds: int) -> None:
     from selfreward import load_recipe, loop
     from selfreward.runs import run
     from selfreward.runs.journal import Journal
-    from selfreward.runs.plan import Step
     from selfreward.runs.run import Run
+    from selfreward.runs.stages import Step
     from selfreward.serving.engines import Engines
     from selfreward.stages import responses
 
@@ -77,7 +77,7 @@ def bench_journal(rounds: int) -> None:
                 folder = run.stage("responses", 1)
                 (folder.path / "journal.jsonl").unlink(missing_ok=True)
                 started = time.perf_counter()
-                responses.stage(run, 1, engines)
+                responses.stage(run, Step("responses", 1), engines)
                 return time.perf_counter() - started
 
             sample(Plain)
@@ -100,7 +100,7 @@ import re, sys, time
 from pathlib import Path
 started = time.perf_counter()
 from selfreward.runs.run import Run
-from selfreward.runs.plan import Step
+from selfreward.runs.stages import Step
 imported = time.perf_counter()
 run = Run.open(sys.argv[1])
 run.begin(Step("judgements", 1))
@@ -128,8 +128,8 @@ class Reviews(ScriptedEngine):
 def bench_resume(rounds: int) -> None:
     """Cuts a run off when all but its last judgements are in the journal, then asks fresh processes."""
     from selfreward import load_recipe, loop
-    from selfreward.runs.plan import Step
     from selfreward.runs.run import Run
+    from selfreward.runs.stages import Step
     from selfreward.serving.engines import Engines
 
     with tempfile.TemporaryDirectory() as folder:
@@ -206,7 +206,7 @@ def bench_judges(rounds: int) -> None:
         cached: dict[str, list[float]] = {name: [] for name in recipes}
         for number in range(rounds + 1):
             for name, recipe in recipes.items():
-                [seat] = Panel(recipe.judge).seats
+                [seat] = Panel(recipe.judge).judges
 
                 async def all_of_them(seat: Any = seat, seed: int = number) -> None:
                     await asyncio.gather(*(seat.vote(engine, p, responses[p.id], seed) for p in prompts))
@@ -467,6 +467,7 @@ def training_here(folder: str, settings: str) -> None:
     from selfreward.estimates.architecture import read
     from selfreward.estimates.machine import cpu
     from selfreward.launchers.layout import Layout
+    from selfreward.runs.stages import Step
     from selfreward.training import dpo
     from selfreward.training.common import arguments, with_defaults
 
@@ -483,8 +484,8 @@ def training_here(folder: str, settings: str) -> None:
     run = make_run(Path(folder), Path(given["model"]), dtype=given["dtype"], dpo=options, lora={"r": 16})
     rows = [_full_pair(number, given["length"]) for number in range(2 * given["pairs"])]
     write_records(run.stage("pairs", 1).path / "records.jsonl", rows)
-    args = arguments(DPOConfig, run, 1, with_defaults(dpo.DEFAULTS, run.recipe.training.dpo_options(1)))
-    summary = dpo.train_adapter(run, 1, args)
+    args = arguments(DPOConfig, run, Step("train", 1), with_defaults(dpo.DEFAULTS, run.recipe.training.dpo_options(1)))
+    summary = dpo.train_adapter(run, Step("train", 1), args)
     assert summary["examples"] == len(rows), summary
     measured = _peak()
     plan = training_memory.dpo(run.recipe, read(run.recipe.model), Layout.of(run.recipe, 1, 0), cpu())
@@ -495,11 +496,12 @@ def training_here(folder: str, settings: str) -> None:
 def merge_here(folder: str, settings: str) -> None:
     """Merges what :func:`training_here` has trained, and prints the peak of this process."""
     from selfreward.runs.run import Run
+    from selfreward.runs.stages import Step
     from selfreward.training import dpo
     from selfreward.training.common import checkpoints_folder
 
     run = Run.open(Path(folder, "runs", "test"))
-    dpo.merge(run, 1, checkpoints_folder(run, 1) / "trained")
+    dpo.merge(run, Step("train", 1), checkpoints_folder(run, Step("train", 1)) / "trained")
     print(json.dumps({"merge": _peak()}))
 
 

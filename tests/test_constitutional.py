@@ -15,8 +15,8 @@ from selfreward.engines.scripted import ScriptedEngine
 from selfreward.prompts.seed_data import read_demonstrations
 from selfreward.recipe.response_settings import ResponseSettings
 from selfreward.records import Prompt, Response, by_prompt, content_id, derive_seed
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.serving.engines import Engines
 from selfreward.stages.revision import Constitution, demonstrations, read_principles
 

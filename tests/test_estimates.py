@@ -24,8 +24,8 @@ from selfreward.estimates.serving_memory import serving
 from selfreward.estimates.tables import as_dict, lines
 from selfreward.launchers.layout import Layout
 from selfreward.recipe.engine_settings import ModelSettings
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART, LLAMA = ROOT / "recipes/quickstart/run.yaml", ROOT / "recipes/llama-3.1-8b-instruct/run.yaml"

@@ -12,8 +12,8 @@ from test_openai_engine import ScriptedServer, ok
 import selfreward
 from selfreward import loop
 from selfreward.records import Judgement, Response
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.serving.engines import Engines
 
 

@@ -15,11 +15,11 @@ from selfreward.recipe import upstream
 from selfreward.recipe.engine_settings import ModelSettings
 from selfreward.recipe.loader import submodel
 from selfreward.recipe.recipe import Recipe
-from selfreward.runs.fingerprint import NO_RESULT, NO_RESULT_OPTIONS, SETTINGS
+from selfreward.runs.fingerprint import NO_RESULT, NO_RESULT_OPTIONS
 from selfreward.runs.history import stale
 from selfreward.runs.model_files import fetch, model_hash
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import STAGES, Step
 
 JUDGE_READERS = {"judgements/1", "pairs/1", "evaluate/0"}
 ALL_READERS = {"train/0", *JUDGE_READERS}
@@ -424,7 +424,10 @@ def test_changed_bytes_under_the_same_path_are_seen(made: Path, file: str, expec
 
 
 def test_a_setting_is_read_by_a_stage_or_declared_to_touch_no_result() -> None:
-    declared = {name for listed in SETTINGS.values() for name in listed} | set(NO_RESULT)
+    recipe = selfreward.load_recipe("recipes/quickstart/run.yaml")
+    declared = {name for stage in STAGES.values() for t in (0, 1) for name in stage.settings(recipe, t)} | set(
+        NO_RESULT
+    )
     unknown = {
         n for n in names() if not any(n == d or n.startswith(f"{d}.") or d.startswith(f"{n}.") for d in declared)
     }

@@ -20,6 +20,7 @@ from selfreward.errors import WeightCheckError
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.runs import history
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.serving.engines import Engines
 from selfreward.serving.weight_check import Probes
 from selfreward.training.dpo import train_iteration
@@ -97,7 +98,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     for row in rows:
         row["prompt"][0]["content"] = " ".join([row["prompt"][0]["content"]] * 16)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train_iteration(run, 1)
+    train_iteration(run, Step("train", 1))
     assert all(len(ids) > 64 for ids in Probes.read(run.stage("train", 1).path / "probes.json").ids)
     return run
 
@@ -166,5 +167,5 @@ def test_a_merge_that_lost_the_adapter_stops_the_training(tmp_path: Path, tiny_r
     run = make_run(tmp_path, tiny_random_model)
     monkeypatch.setattr(Linear, "merge", lambda self, **options: None)
     with pytest.raises(WeightCheckError, match="the saved model is not the trained policy"):
-        train_iteration(run, 1)
+        train_iteration(run, Step("train", 1))
     assert not run.stage("train", 1).done

@@ -13,8 +13,8 @@ from selfreward.prompts.base import SourceContext
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Task
 from selfreward.runs.folders import iteration_of
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 
 TASKS = [f"Name {n} animals." for n in ("one", "two", "three", "four")]
 WORDS = "ant bear camel deer elk fox goat horse".split()

@@ -10,8 +10,8 @@ from selfreward.estimates.disk import estimate
 from selfreward.judges import Panel
 from selfreward.preflight import preflight
 from selfreward.recipe.loader import RecipeError
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.text.prompt_template import Template
 
 ADDITIVE, YES_NO = "{name: additive, template: judge.txt}", "{name: yes_no, votes: 1, temperature: 0.5}"
@@ -45,7 +45,7 @@ def test_members_have_what_they_do_not_say_themselves_from_the_ensemble(recipe_f
     server = ["judge.engine.name=openai", "judge.engine.openai.base_url=http://localhost/v1"]
     server += ["judge.engine.openai.model=m"]
     external = selfreward.load_recipe(recipe_file, ["judge.name=ensemble", *server, members]).judge
-    assert not any(seat.is_policy for seat in Panel(external).seats)
+    assert not any(seat.is_policy for seat in Panel(external).judges)
 
 
 SERVER = ["judge.engine.name=openai", "judge.engine.openai.base_url=http://localhost/v1", "judge.engine.openai.model=m"]

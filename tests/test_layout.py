@@ -14,7 +14,7 @@ from selfreward.launchers import launch
 from selfreward.launchers.base import Training, in_shell
 from selfreward.launchers.layout import GPUSlot, Layout, gpu_slot, replicas
 from selfreward.recipe.recipe import Recipe
-from selfreward.runs.plan import Step
+from selfreward.runs.stages import Step
 from selfreward.runtime.gpus import see
 from selfreward.runtime.ranks import rank_variables, without_ranks
 

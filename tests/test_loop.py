@@ -11,8 +11,9 @@ import selfreward
 from selfreward import loop
 from selfreward.records import Judgement, PreferencePair, Prompt, Rejection, Response
 from selfreward.report.status import status
-from selfreward.runs.plan import Step, find_step, plan
+from selfreward.runs.plan import find_step, plan
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.serving.engines import Engines
 
 
@@ -117,7 +118,7 @@ def test_rehearsed_judging_data_is_trained_without_a_preference(recipe_file):
     overrides = ["seed_data.ift=ift.jsonl", "seed_data.eft=eft.jsonl", "training.rehearsal=0.5"]
     overrides += ["training.dpo.loss_type=[sigmoid,sft]", "training.dpo.loss_weights=[1.0,0.5]", "iterations=1"]
     finished = run(recipe_file, *overrides)
-    rows = preference_rows(finished, 1)
+    rows = preference_rows(finished, Step("train", 1))
     rehearsed = [row for row in rows if row["chosen"] == row["rejected"]]
     assert len(rehearsed) == round(0.5 * (len(rows) - len(rehearsed)))
     assert all(row["prompt"][0]["content"].startswith("Review this answer.") for row in rehearsed)

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from selfreward.runs.history import recipe_of
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.training import common, merge, weights
 from selfreward.training.probes import log_probs
 
@@ -122,8 +123,8 @@ def test_the_merge_by_layer_is_the_whole_merge(tmp_path, monkeypatch, whole_load
     adapter = make_adapter(tmp_path, path, **lora)
     run = make_run(tmp_path, path)
     monkeypatch.setattr(weights, "SHARD", "64KB")
-    previous, policy = merge.merge_adapter(run, 1, adapter, IDS)
-    assert merge.prove(run, 1, IDS, previous, policy)["merge_difference"] < 1e-4
+    previous, policy = merge.merge_adapter(run, Step("train", 1), adapter, IDS)
+    assert merge.prove(run, Step("train", 1), IDS, previous, policy)["merge_difference"] < 1e-4
     assert whole_loads == []
 
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
@@ -204,7 +205,7 @@ def test_what_is_not_merged_by_layer_is_merged_whole(tmp_path, whole_loads, make
     adapter = make_adapter(tmp_path, path, **lora)
     run = make_run(tmp_path, path)
     run = Run(run.path, recipe_of(run.path, [f"model.trust_remote_code={make is with_code}"]))
-    previous, _ = merge.merge_adapter(run, 1, adapter, IDS)
+    previous, _ = merge.merge_adapter(run, Step("train", 1), adapter, IDS)
     assert whole_loads == [str(path)]
 
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
@@ -225,7 +226,7 @@ def test_rounding_is_the_same_whatever_the_files_and_the_way(tmp_path, monkeypat
     for name, shard, way in (("few", "1GB", None), ("many", "64KB", None), ("whole", "1GB", whole_way)):
         run = make_run(tmp_path / name, path, dtype)
         monkeypatch.setattr(weights, "SHARD", shard)
-        work = lambda run=run: merge.merge_adapter(run, 1, adapter, IDS)  # noqa: E731
+        work = lambda run=run: merge.merge_adapter(run, Step("train", 1), adapter, IDS)  # noqa: E731
         figures.append(way(monkeypatch, work) if way else work())
         merged.append(model_of(run))
     assert figures[0] == figures[1] == figures[2]
@@ -244,7 +245,7 @@ def test_the_weights_before_the_merge_are_those_that_are_served(tmp_path, monkey
     path = make_base(tmp_path)
     run = make_run(tmp_path, path, "bfloat16")
     adapter = make_adapter(tmp_path, path, target_modules=["q_proj"])
-    merge.merge_adapter(run, 1, adapter, IDS)
+    merge.merge_adapter(run, Step("train", 1), adapter, IDS)
     before, after = saved(path), saved(model_of(run))
     untouched = [name for name in before if "q_proj" not in name]
     assert all(after[name].equal(before[name].bfloat16()) for name in untouched)
@@ -264,8 +265,8 @@ def test_a_model_in_the_cache_of_the_hub_is_read_through_its_links(tmp_path, mon
     for module in ("huggingface_hub.constants.HF_HUB_CACHE", "transformers.utils.hub.constants.HF_HUB_CACHE"):
         monkeypatch.setattr(module, str(tmp_path / "cache"))
     run = make_run(tmp_path, Path("owner/name"))
-    previous, policy = merge.merge_adapter(run, 1, adapter, IDS)
-    merge.prove(run, 1, IDS, previous, policy)
+    previous, policy = merge.merge_adapter(run, Step("train", 1), adapter, IDS)
+    merge.prove(run, Step("train", 1), IDS, previous, policy)
     assert whole_loads == []
     assert not any(file.is_symlink() for file in model_of(run).iterdir())
 
@@ -280,7 +281,7 @@ def test_a_weight_that_is_not_a_number_leaves_nothing(tmp_path) -> None:
     save_file(tensors, file, {"format": "pt"})
     run = make_run(tmp_path, path)
     with pytest.raises(ValueError, match="the trained model of iteration 1 has weights that are not numbers"):
-        merge.merge_adapter(run, 1, adapter, IDS)
+        merge.merge_adapter(run, Step("train", 1), adapter, IDS)
     assert not list(model_of(run).parent.glob("model*"))
 
 
@@ -294,7 +295,7 @@ def test_trained_weights_in_shards_are_cast_as_the_whole_model_is(tmp_path, monk
     model.save_pretrained(tmp_path / "trained", max_shard_size="64KB")
     runs = [make_run(tmp_path / name, path, "bfloat16", seeded=True) for name in ("lazy", "whole")]
     previous, policy = merge.cast_trained(runs[0], tmp_path / "trained", IDS)
-    assert merge.prove(runs[0], 0, IDS, previous, policy)["merge_share"] == pytest.approx(1, abs=0.5)
+    assert merge.prove(runs[0], Step("train", 0), IDS, previous, policy)["merge_share"] == pytest.approx(1, abs=0.5)
     assert whole_loads == []
     expected = whole_way(monkeypatch, lambda: merge.cast_trained(runs[1], tmp_path / "trained", IDS))
     assert (previous, policy) == expected
@@ -307,6 +308,7 @@ PEAK = """
 import sys
 from pathlib import Path
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.training import merge, weights
 
 def peak():
@@ -317,8 +319,8 @@ weights.SHARD = "10MB"
 run, ids = Run.open(run), [[5, 9, 30, 41], [8, 60]]
 Path("/proc/self/clear_refs").write_text("5")
 before = peak()
-figures = merge.merge_adapter(run, 1, Path(adapter), ids)
-merge.prove(run, 1, ids, *figures)
+figures = merge.merge_adapter(run, Step("train", 1), Path(adapter), ids)
+merge.prove(run, Step("train", 1), ids, *figures)
 print("peak", peak() - before)
 """
 

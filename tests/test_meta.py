@@ -24,8 +24,8 @@ from selfreward.loop import perform
 from selfreward.recipe.judge_settings import JudgeSettings, MetaSettings
 from selfreward.records import Judgement, PreferencePair, Prompt, Response
 from selfreward.runs import history
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.serving.engines import Engines
 from selfreward.stages.meta import most_varied
 

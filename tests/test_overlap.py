@@ -11,8 +11,8 @@ from scripts import REVIEW, numbers
 from selfreward import loop
 from selfreward.engines.scripted import ScriptedEngine
 from selfreward.judges.additive import AdditiveJudge
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.serving.engines import Engines
 
 TASKS = [f"Name {n} animals." for n in ("one", "two", "three", "four")]

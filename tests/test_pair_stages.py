@@ -24,6 +24,7 @@ from selfreward.report.verify import verify
 from selfreward.runs.history import recipe_of
 from selfreward.runs.plan import plan
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.runtime.atomic import hash_of, write_sealed
 from selfreward.selection.pair_filters import consistency
 from selfreward.selection.pair_selectors import Rules, best_worst
@@ -148,9 +149,10 @@ def test_the_two_sides_are_the_best_and_the_worst_of_all_models(full: Run) -> No
         draft = by_prompt(full.records("lookahead", iteration, Response))
         scores = mean_scores(full.records("judgements", iteration, Judgement))
         scores |= mean_scores(full.records("lookahead_judgements", iteration, Judgement))
-        for view, ahead in ((full, draft), (full.drafting(), {})):
-            pairs = {pair.prompt_id: pair for pair in view.records("pairs", iteration, PreferencePair)}
-            ties = {x.prompt_id for x in view.records("rejections", iteration, Rejection) if x.reason == "tie"}
+        for prefix, ahead in (("", draft), ("draft_", {})):
+            pairs = {pair.prompt_id: pair for pair in full.records(f"{prefix}pairs", iteration, PreferencePair)}
+            rejections = full.records(f"{prefix}rejections", iteration, Rejection)
+            ties = {rejection.prompt_id for rejection in rejections if rejection.reason == "tie"}
             for prompt, mine in own.items():
                 best = max(scores[r.id] for r in [*mine, *ahead.get(prompt, [])])
                 worst = min(scores[r.id] for r in [*mine, *anchors.get(prompt, [])])
@@ -210,7 +212,7 @@ def test_the_figures_of_the_pairs_add_up(full: Run) -> None:
     known = [pair.consistency for pair in pairs if pair.consistency is not None]
     assert summary["consistency"] == pytest.approx(sum(known) / len(known))
     assert full.stage("implicit", 2).summary["unknown"] == 18
-    draft = full.drafting().stage("pairs", 2).summary
+    draft = full.stage("draft_pairs", 2).summary
     assert "upgraded" not in draft
     assert draft["anchored"] > 0
 
@@ -387,7 +389,7 @@ def test_pairs_must_agree_with_the_implicit_reward(unrewarded: Run) -> None:
     for sign, reason in ((1.0, None), (-1.0, "disagreement")):
         rewards = [ImplicitReward(r, sign * score, 0.0) for r, score in scores.items()]
         unrewarded.stage("implicit", 2).write("records.jsonl", rewards)
-        selection, reasons = Selection(unrewarded, 2), set()
+        selection, reasons = Selection(unrewarded, Step("pairs", 2)), set()
         for prompt in selection.prompts:
             plain, outcome = best_worst(prompt, responses[prompt.id], scores, Rules()), selection.outcome(prompt)
             if isinstance(plain, Rejection):

@@ -13,6 +13,7 @@ from trainings import make_run
 from transformers import AutoModelForCausalLM
 
 from selfreward.errors import Damaged, WeightCheckError
+from selfreward.runs.stages import Step
 from selfreward.serving.weight_check import Probes, compare, read_probes, require_merged, require_served
 from selfreward.training.dpo import train_iteration
 from selfreward.training.sft import train_seed
@@ -133,7 +134,7 @@ def served_by_transformers(path: str, probes: Probes) -> list[list[float]]:
 @pytest.mark.parametrize("iteration", [0, 1])
 def test_a_trained_model_is_told_from_the_one_before_it(tmp_path, tiny_random_model, dtype, iteration) -> None:
     run = make_run(tmp_path, tiny_random_model, dtype, seeded=iteration == 0)
-    summary = train_iteration(run, 1) if iteration else train_seed(run)
+    summary = train_iteration(run, Step("train", 1)) if iteration else train_seed(run)
     probes = read_probes(run.model_path(iteration + 1))
     assert probes is not None
     assert [len(ids) for ids in probes.ids] == [len(row) + 1 for row in probes.policy]

@@ -15,9 +15,9 @@ from selfreward.preflight import check_prompts
 from selfreward.recipe.loader import RecipeError, edit
 from selfreward.recipe.recipe import Recipe
 from selfreward.records import Message, Prompt, Removal
-from selfreward.runs.plan import Step, inputs
+from selfreward.runs.plan import inputs
 from selfreward.runs.run import Run
-from selfreward.runs.stages import Summary
+from selfreward.runs.stages import Step, Summary
 from selfreward.stages.prompts import stage
 
 Reply = Callable[[str, int], str]
@@ -70,7 +70,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
 def perform(run: Run, iteration: int, reply: Reply = words) -> Summary:
     step = Step("prompts", iteration)
     run.begin(step)
-    summary = stage(run, iteration, Served(reply))  # type: ignore[arg-type]
+    summary = stage(run, Step("prompts", iteration), Served(reply))  # type: ignore[arg-type]
     run.commit(step, summary)
     return summary
 

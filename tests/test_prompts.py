@@ -15,8 +15,8 @@ from selfreward.recipe.filter_settings import FilterSettings
 from selfreward.recipe.prompt_settings import PromptSettings
 from selfreward.recipe.recipe import load_recipe
 from selfreward.records import Prompt, Removal, Task, read_records
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.serving.engines import Engines
 from selfreward.stages import prompts as prompts_stage
 
@@ -196,7 +196,7 @@ def loop_over(tmp_path, prompts, iterations, one_process):
     for t in range(1, iterations + 1):
         run = run if one_process else Run.open(run.path)
         run.begin(Step("prompts", t))
-        summary = prompts_stage.stage(run, t, Engines(run))
+        summary = prompts_stage.stage(run, Step("prompts", t), Engines(run))
         run.commit(Step("prompts", t), summary)
         folder = run.stage("prompts", t).path
         texts = [prompt.text for prompt in read_records(folder / "records.jsonl", Prompt)]

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from selfreward.preflight import require_engine
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.training import dpo
 from selfreward.training.dpo import train_iteration
 
@@ -24,7 +25,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_random_model: Path) -> d
     folder = tmp_path_factory.mktemp("quantized")
     made = {bits: make_run(folder / str(bits), tiny_random_model, load_in_4bit=bits, **PLAIN) for bits in (True, False)}
     for run in made.values():
-        train_iteration(run, 1)
+        train_iteration(run, Step("train", 1))
     return made
 
 
@@ -56,7 +57,7 @@ def test_a_training_goes_on_bit_by_bit(tmp_path: Path, tiny_random_model: Path, 
     run = make_run(tmp_path, tiny_random_model, load_in_4bit=True, **PLAIN)
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, run, 1, step=3)
-    train_iteration(run, 1)
+    train_iteration(run, Step("train", 1))
     assert resumed_from(run) == [3]
     assert logged(run, "loss") == logged(runs[True], "loss")
 
@@ -71,8 +72,8 @@ def test_another_reference_is_quantized_as_well(tmp_path: Path, tiny_random_mode
 
     monkeypatch.setattr(dpo, "load_model", remembered)
     run = make_run(tmp_path, tiny_random_model, iterations=2, load_in_4bit=True, reference="seed", **PLAIN)
-    train_iteration(run, 1)
-    train_iteration(run, 2)
+    train_iteration(run, Step("train", 1))
+    train_iteration(run, Step("train", 2))
     assert [model.is_loaded_in_4bit for model in loaded] == [True, True, True]
 
 
@@ -83,4 +84,4 @@ def test_a_missing_library_is_told_before_anything_runs(tmp_path, tiny_random_mo
     with pytest.raises(ValueError, match=r"load_in_4bit is true.*bitsandbytes.*selfreward\[qlora\]"):
         require_engine(run.recipe)
     with pytest.raises(ValueError, match="bitsandbytes"):
-        train_iteration(run, 1)
+        train_iteration(run, Step("train", 1))

@@ -23,6 +23,7 @@ from selfreward.errors import Stopped
 from selfreward.launchers.batch import shared_batch
 from selfreward.recipe.loader import RecipeError
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.runtime.whole_folder import marked
 from selfreward.training import dpo
 from selfreward.training.common import arguments
@@ -96,7 +97,7 @@ def test_processes_that_train_the_same_examples_are_refused(tmp_path, tiny_rando
     run = make_run(tmp_path, tiny_random_model, **FOUR)
     monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", "2")
     with pytest.raises(ValueError, match="a parallelism_config with cp_size 2"):
-        train_iteration(run, 1)
+        train_iteration(run, Step("train", 1))
 
 
 @pytest.mark.parametrize("option", ["auto_find_batch_size=true", "accelerator_config={split_batches: true}"])
@@ -109,7 +110,7 @@ def test_no_option_changes_the_batch(tmp_path: Path, tiny_random_model: Path, op
 def test_a_reference_without_weights_is_refused(tmp_path: Path, tiny_random_model: Path, monkeypatch) -> None:
     """Where accelerate gives the weights that the first rank has read to the policy alone."""
     run = make_run(tmp_path, tiny_random_model, iterations=2, reference="seed", **FOUR)
-    args = arguments(DPOConfig, run, 2, dpo.with_defaults(dpo.DEFAULTS, run.recipe.training.dpo))
+    args = arguments(DPOConfig, run, Step("train", 2), dpo.with_defaults(dpo.DEFAULTS, run.recipe.training.dpo))
     monkeypatch.setattr(dpo, "is_fsdp_enabled", lambda: True)
     assert dpo.reference_model(run, 1, args) is None
     with pytest.raises(ValueError, match="fsdp_cpu_ram_efficient_loading is true, and the reference is a second model"):
@@ -132,7 +133,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, run: Run, iteration: int, step: 
     with monkeypatch.context() as patch:
         patch.setattr("selfreward.runtime.shutdown.stop", InStep(step))
         with pytest.raises(Stopped):
-            train_iteration(run, iteration) if iteration else train_seed(run)
+            train_iteration(run, Step("train", iteration)) if iteration else train_seed(run)
 
 
 def weights(run: Run, iteration: int) -> dict[str, torch.Tensor]:
@@ -167,7 +168,7 @@ def one(tmp_path_factory: pytest.TempPathFactory, tiny_random_model: Path) -> di
     runs = {0: make_run(folder / "seed", tiny_random_model, seeded=True, **FOUR)}
     runs[1] = make_run(folder / "iteration", tiny_random_model, **FOUR)
     train_seed(runs[0])
-    train_iteration(runs[1], 1)
+    train_iteration(runs[1], Step("train", 1))
     assert [list(logged(run, "loss")) for run in runs.values()] == [[1, 2, 3, 4, 5, 6]] * 2
     return runs
 
@@ -207,7 +208,7 @@ def test_a_training_goes_on_with_more_ranks(one: dict[int, Run], two: dict[str, 
 
 def test_a_training_goes_on_with_fewer_ranks(one: dict[int, Run], two: dict[str, Run]) -> None:
     assert not (two["narrower"].path / "iter_1/model").exists()
-    train_iteration(two["narrower"], 1)
+    train_iteration(two["narrower"], Step("train", 1))
     assert resumed_from(two["narrower"]) == [3]
     assert_same_training(two["narrower"], one[1], 1)
 
@@ -279,7 +280,7 @@ def test_ranks_that_share_the_weights_round_no_figures(sharded: dict[str, Run], 
     """In bfloat16 the weights compute alike; log-probabilities rounded to it would differ by 0.01."""
     assert_half_precision(sharded["half seed"])
     alone = make_run(tmp_path, Path(sharded["half"].recipe.model.path), "bfloat16", **FOUR)
-    train_iteration(alone, 1)
+    train_iteration(alone, Step("train", 1))
     assert logged(sharded["half"], "loss")[1] == pytest.approx(logged(alone, "loss")[1], abs=1e-6)
     assert difference(sharded["half"], alone) < 5e-3
 

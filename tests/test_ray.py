@@ -24,8 +24,8 @@ from selfreward.engines.remote import RemoteEngine
 from selfreward.errors import EngineDied, NodeLost
 from selfreward.launchers.base import Training, wait
 from selfreward.launchers.layout import GPUSlot
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.runtime.whole_folder import marked
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]

@@ -22,8 +22,8 @@ from selfreward.engines import Completion, SamplingParams
 from selfreward.errors import EngineDied
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.records import Message, Response, by_prompt
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.serving.engines import Engines
 
 TINY = Path(selfreward.__file__).parent / "tiny" / "model"

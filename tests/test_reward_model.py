@@ -20,8 +20,8 @@ from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.recipe.loader import RecipeError
 from selfreward.records import Judgement, Prompt, Response
 from selfreward.runs.journal import Journal
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.serving.engines import Engines
 
 SETTINGS = EngineSettings(name="classifier")

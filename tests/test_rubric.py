@@ -14,8 +14,8 @@ from selfreward.judges.criteria import describe, read_criteria
 from selfreward.judges.rubric import RubricJudge
 from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.records import Judgement, Prompt, Response
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.serving.engines import Engines
 
 PROMPT = Prompt.make([{"role": "user", "content": "Why is the sky blue?"}], "test", "Rayleigh scattering.")

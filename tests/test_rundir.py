@@ -8,8 +8,8 @@ import pytest
 from selfreward import load_recipe
 from selfreward.errors import Damaged
 from selfreward.records import Rejection
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.runtime.atomic import append_line, is_whole_line, read_sealed, write_bytes, write_sealed
 
 PROMPTS = Step("prompts", 1)

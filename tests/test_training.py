@@ -17,6 +17,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 import selfreward
 from selfreward.errors import WeightCheckError
 from selfreward.recipe.engine_settings import ModelSettings
+from selfreward.runs.stages import Step
 from selfreward.text.chat import ChatEncoder, load_tokenizer
 from selfreward.training import merge
 from selfreward.training.dpo import train_iteration
@@ -111,7 +112,7 @@ def test_a_loss_that_is_not_a_number_ends_the_training_in_its_step(tmp_path, tin
     with pytest.raises(
         ValueError, match=r"the training loss became nan in step 2\. Lower the learning_rate, or set max"
     ):
-        train_iteration(run, 1) if iteration else train_seed(run)
+        train_iteration(run, Step("train", 1)) if iteration else train_seed(run)
     assert list(logged(run, "loss")) == [1]
     checkpoints = (run.stage("train", iteration).path / "checkpoints").glob("checkpoint-*")
     assert [path.name for path in checkpoints] == ["checkpoint-1"]
@@ -122,14 +123,14 @@ def test_a_gradient_that_is_not_a_number_gets_into_no_checkpoint(tmp_path, tiny_
     """The loss is still one: at the first step policy and reference are the same."""
     run = make_run(tmp_path, tiny_random_model, dpo={"beta": 1e38})
     with pytest.raises(ValueError, match=r"the gradient became (inf|nan) in step 1\. Lower the learning_rate"):
-        train_iteration(run, 1)
+        train_iteration(run, Step("train", 1))
     assert not list((run.stage("train", 1).path / "checkpoints").glob("checkpoint-*"))
 
 
 def test_weights_that_are_not_numbers_become_no_model(tmp_path, tiny_random_model) -> None:
     run = make_run(tmp_path, tiny_random_model, dpo={"learning_rate": 1e39, "max_steps": 1})
     with pytest.raises(ValueError, match="the trained model gives log-probabilities that are not numbers"):
-        train_iteration(run, 1)
+        train_iteration(run, Step("train", 1))
     model = AutoModelForCausalLM.from_pretrained(tiny_random_model)
     # No probe has this token.
     model.get_input_embeddings().weight.data[-1] = torch.nan
@@ -156,7 +157,7 @@ TINY = Path(selfreward.__file__).parent / "tiny" / "model"
 
 def test_the_merge_in_bfloat16_keeps_what_was_trained(tmp_path) -> None:
     """To the nearest, a sixth of the change is lost here."""
-    summary = train_iteration(make_run(tmp_path, TINY, "bfloat16", dpo={"learning_rate": 1e-4}), 1)
+    summary = train_iteration(make_run(tmp_path, TINY, "bfloat16", dpo={"learning_rate": 1e-4}), Step("train", 1))
     assert summary["merge_share"] == pytest.approx(1, abs=0.1)
     assert 0 < summary["merge_difference"] < 0.2
 
@@ -166,13 +167,13 @@ def test_a_merge_that_loses_the_change_is_refused(tmp_path, monkeypatch) -> None
     monkeypatch.setattr(merge, "round_stochastically", lambda weight, dtype, seed: weight.to(dtype))
     run = make_run(tmp_path, TINY, "bfloat16", dpo={"learning_rate": 1e-5})
     with pytest.raises(WeightCheckError, match=r"and [12]\d% of the change is in it\. Set model\.dtype to float32"):
-        train_iteration(run, 1)
+        train_iteration(run, Step("train", 1))
 
 
 def test_a_training_that_changes_nothing_is_refused(tmp_path, tiny_random_model) -> None:
     run = make_run(tmp_path, tiny_random_model, dpo={"learning_rate": 0.0, "lr_scheduler_type": "constant"})
     with pytest.raises(WeightCheckError, match="training changed nothing"):
-        train_iteration(run, 1)
+        train_iteration(run, Step("train", 1))
 
 
 def test_rows_that_would_be_trained_as_something_else_are_left_out_by_reason(tiny_random_model):

@@ -31,6 +31,7 @@ from selfreward.recipe.loader import RecipeError
 from selfreward.records import PreferencePair
 from selfreward.runs.history import stale
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.serving.weight_check import read_probes
 from selfreward.training.consistency import ConsistentDPOTrainer
 from selfreward.training.dpo import train_iteration
@@ -104,7 +105,7 @@ REFERENCES = {"previous": 3, "seed": 1, "iteration:1": 2}
 def test_dpo_is_taken_against_the_reference(tmp_path, models, reference, first) -> None:
     """The adapter changes nothing before the first step: the policy is M3."""
     run = third_iteration(tmp_path, models, reference=reference, dpo={**WHOLE, "precompute_ref_log_probs": first})
-    train_iteration(run, 3)
+    train_iteration(run, Step("train", 3))
     expected = rewards(models[2], models[REFERENCES[reference] - 1], make_pairs(3))
     margins = expected["chosen"] - expected["rejected"]
     assert (reference == "previous") == (margins.abs().max() < 1e-5)
@@ -147,11 +148,11 @@ def test_a_kill_changes_no_byte(tmp_path, models, monkeypatch, settings) -> None
     for run in runs:
         write_pairs(run, 3, CONSISTENCIES)
     undisturbed, run = runs
-    train_iteration(undisturbed, 3)
+    train_iteration(undisturbed, Step("train", 3))
     with monkeypatch.context() as patch:
         send(patch, signal.SIGKILL, step=3)
-        killed(lambda: train_iteration(run, 3))
-    train_iteration(run, 3)
+        killed(lambda: train_iteration(run, Step("train", 3)))
+    train_iteration(run, Step("train", 3))
     assert resumed_from(run) == [2]
     assert trained(run) == trained(undisturbed)
     assert logged(run, "loss") == logged(undisturbed, "loss")
@@ -178,7 +179,7 @@ def test_a_pair_counts_as_far_as_two_models_agree(tmp_path, models, kind, batch)
     dpo = {"max_steps": 1, "per_device_train_batch_size": batch[0], "gradient_accumulation_steps": batch[1]}
     run = third_iteration(tmp_path, models, consistency=kind, reference="seed", dpo=dpo)
     write_pairs(run, 3, CONSISTENCIES)
-    train_iteration(run, 3)
+    train_iteration(run, Step("train", 3))
     margins = margins_of(models[2], models[0], make_pairs(3))
     shares = [MEAN if c is None or kind == "set" else c for c in CONSISTENCIES]
     assert logged(run, "loss")[1] == pytest.approx(agreed_loss(margins, shares), abs=1e-5)
@@ -189,9 +190,10 @@ ON_TWO_RANKS = """
 import sys
 from selfreward.launchers.launch import leave_group
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.training.dpo import train_iteration
 
-train_iteration(Run.open(sys.argv[1]), 3)
+train_iteration(Run.open(sys.argv[1]), Step("train", 3))
 leave_group()
 """
 
@@ -216,7 +218,7 @@ def test_nothing_is_turned_around_where_no_pair_is_doubted(tmp_path, models) -> 
     plain = third_iteration(tmp_path / "plain", models)
     asked = third_iteration(tmp_path / "asked", models, consistency="pair")
     for run in (plain, asked):
-        train_iteration(run, 3)
+        train_iteration(run, Step("train", 3))
     assert trained(plain) == trained(asked)
     loss = {"loss_type": ["sigmoid", "sft"]}
     run = third_iteration(
@@ -232,7 +234,9 @@ def test_nothing_is_turned_around_where_no_pair_is_doubted(tmp_path, models) -> 
     write_pairs(run, 2, CONSISTENCIES)
     write_pairs(run, 3, CONSISTENCIES)
     write_records(run.stage("meta", 3).path / "pairs.jsonl", make_pairs(1))
-    shares = {source: {row["consistency"] for row in rows} for source, rows in rows_by_source(run, 3).items()}
+    shares = {
+        source: {row["consistency"] for row in rows} for source, rows in rows_by_source(run, Step("train", 3)).items()
+    }
     assert shares == {"pairs": {MEAN}, "replayed": {1.0}, "judge_pairs": {1.0}, "rehearsed": {1.0}}
 
 
@@ -240,12 +244,12 @@ USUAL = {
     **{"report_to": "none", "use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no"},
     **{"per_device_train_batch_size": 9, "logging_steps": 1, "max_grad_norm": 0.0, "learning_rate": 1e-3},
 }
-Step = dict[str, float]
+Log = dict[str, float]
 
 
 def one_step(
     folder: Path, models: list[Path], share: float | None, turned: bool = False, steps: int = 1, **options: Any
-) -> tuple[Step, dict[str, torch.Tensor]]:
+) -> tuple[Log, dict[str, torch.Tensor]]:
     """TRL's log of the last of some steps, and the weights after it; where C is None, of TRL's own trainer."""
     sides = ("rejected", "chosen") if turned else ("chosen", "rejected")
     rows = [
@@ -322,7 +326,7 @@ FIRST_LOSS = {
 @pytest.mark.parametrize("loss", LOSSES)
 def test_each_loss_of_trl_trains(tmp_path, models, loss) -> None:
     run = make_run(tmp_path, models[0], dpo={"loss_type": loss, "label_smoothing": 0.1, **WHOLE, "max_steps": 2})
-    assert train_iteration(run, 1)["steps"] == 2
+    assert train_iteration(run, Step("train", 1))["steps"] == 2
     if loss in FIRST_LOSS:
         assert logged(run, "loss")[1] == pytest.approx(FIRST_LOSS[loss], rel=1e-4)
     else:
@@ -341,7 +345,7 @@ def test_each_loss_of_trl_trains(tmp_path, models, loss) -> None:
 )
 def test_options_of_trl_reach_it(tmp_path, models, options, expected) -> None:
     run = make_run(tmp_path, models[0], dpo={**options, **WHOLE})
-    train_iteration(run, 1)
+    train_iteration(run, Step("train", 1))
     loss = logged(run, "loss")[1]
     assert loss == pytest.approx(expected, rel=1e-4) if expected is not None else 0 < loss < 25
 
@@ -409,7 +413,7 @@ def test_each_iteration_has_its_own_options(tmp_path, models) -> None:
     for iteration, loss in ((1, 25.0), (3, 1.0)):
         shutil.rmtree(run.stage("model", iteration).path, ignore_errors=True)
         (run.path / "metrics.jsonl").unlink(missing_ok=True)
-        train_iteration(run, iteration)
+        train_iteration(run, Step("train", iteration))
         assert logged(run, "loss")[1] == pytest.approx(loss, rel=1e-4)
 
 
@@ -421,29 +425,29 @@ def test_earlier_pairs_are_replayed(tmp_path, models) -> None:
     """So many for each new one, of all earlier iterations, each once, and always the same."""
     run = third_iteration(tmp_path, models, replay=1.0, dpo=WHOLE)
     earlier = [row(pair) for t in (1, 2) for pair in make_pairs(t)]
-    rows = rows_by_source(run, 3)
+    rows = rows_by_source(run, Step("train", 3))
     assert rows["pairs"] == [row(pair) for pair in make_pairs(3)]
     replayed = rows["replayed"]
     assert len(replayed) == 9
     assert len({json.dumps(each) for each in replayed}) == 9
     assert {earlier.index(each) < 9 for each in replayed} == {True, False}
-    assert rows == rows_by_source(run, 3)
-    assert rows_by_source(run, 1)["replayed"] == []
-    summary = train_iteration(run, 3)
+    assert rows == rows_by_source(run, Step("train", 3))
+    assert rows_by_source(run, Step("train", 1))["replayed"] == []
+    summary = train_iteration(run, Step("train", 3))
     assert (summary["examples"], summary["replayed"], summary["too_long"]) == (18, 9, 0)
     run = make_run(tmp_path / "more", models[0], iterations=3, replay=9.0)
-    assert sorted(map(str, rows_by_source(run, 3)["replayed"])) == sorted(map(str, earlier))
+    assert sorted(map(str, rows_by_source(run, Step("train", 3))["replayed"])) == sorted(map(str, earlier))
 
 
 def test_judge_pairs_are_trained_where_the_meta_judge_made_some(tmp_path, models) -> None:
     run = third_iteration(tmp_path, models, meta={"iterations": [3]}, selection={"lookahead": True}, dpo=WHOLE)
     judged = make_pairs(2)[:4]
     write_records(run.stage("meta", 3).path / "pairs.jsonl", judged)
-    assert preference_rows(run, 3) == [row(pair) for pair in (*make_pairs(3), *judged)]
-    assert set(rows_by_source(run, 2)) == {"pairs"}
-    write_pairs(run.drafting(), 3)
-    assert set(rows_by_source(run.drafting(), 3)) == {"pairs"}
-    summary = train_iteration(run, 3)
+    assert preference_rows(run, Step("train", 3)) == [row(pair) for pair in (*make_pairs(3), *judged)]
+    assert set(rows_by_source(run, Step("train", 2))) == {"pairs"}
+    write_records(run.stage("draft_pairs", 3).path / "records.jsonl", make_pairs(3))
+    assert set(rows_by_source(run, Step("draft_train", 3))) == {"pairs"}
+    summary = train_iteration(run, Step("train", 3))
     assert (summary["examples"], summary["judge_pairs"]) == (13, 4)
 
 
@@ -452,7 +456,7 @@ def test_what_trl_would_cut_is_left_out_and_counted(tmp_path, models) -> None:
     run = third_iteration(tmp_path, models, meta={"iterations": [3]}, dpo=dpo)
     long = [replace(pair, chosen=[{"role": "assistant", "content": "bear " * 64}]) for pair in make_pairs(1)[:2]]
     write_records(run.stage("meta", 3).path / "pairs.jsonl", long)
-    summary = train_iteration(run, 3)
+    summary = train_iteration(run, Step("train", 3))
     assert (summary["examples"], summary["too_long"]) == (9, 2)
 
 
@@ -460,13 +464,12 @@ def test_a_draft_is_trained_beside_what_it_is_a_draft_of(tmp_path, models) -> No
     settings: dict[str, Any] = {"selection": {"lookahead": True}, "replay": 0.5, "dpo": {"max_steps": 2}}
     tracked = {**settings, "tracking": {"report_to": ["tensorboard"]}}
     drafted = third_iteration(tmp_path / "drafted", models, **tracked)
-    draft = drafted.drafting()
     for t in (1, 2):
         # What a draft replays are the iterations' own pairs, not those of drafts.
-        assert not draft.stage("pairs", t).path.exists()
-    write_records(draft.stage("pairs", 3).path / "records.jsonl", make_pairs(3)[::-1])
-    draft.stage("train", 3).path.mkdir()
-    assert train_iteration(draft, 3)["replayed"] == round(0.5 * 9)
+        assert not drafted.stage("draft_pairs", t).path.exists()
+    write_records(drafted.stage("draft_pairs", 3).path / "records.jsonl", make_pairs(3)[::-1])
+    drafted.stage("draft_train", 3).path.mkdir()
+    assert train_iteration(drafted, Step("draft_train", 3))["replayed"] == round(0.5 * 9)
     folder = drafted.path / "iter_3"
     assert {"model.safetensors", "adapter"} <= {path.name for path in folder.glob("draft_*/*")}
     assert not (folder / "model").exists()
@@ -481,7 +484,7 @@ def test_a_draft_is_trained_beside_what_it_is_a_draft_of(tmp_path, models) -> No
     plain = third_iteration(tmp_path / "plain", models, **settings)
     (drafted.path / "metrics.jsonl").unlink()
     for run in (drafted, plain):
-        train_iteration(run, 3)
+        train_iteration(run, Step("train", 3))
     assert trained(drafted) == trained(plain)
     ours, theirs = (load_file(folder / name / "model.safetensors") for name in ("model", "draft_model"))
     assert any(not weight.equal(theirs[name]) for name, weight in ours.items())

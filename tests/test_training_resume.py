@@ -17,6 +17,7 @@ from trainings import killed, logged, make_run, result, resumed_from
 
 from selfreward.errors import DiskFull, Stopped
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.runtime import shutdown
 from selfreward.runtime.shutdown import Stop
 from selfreward.runtime.whole_folder import mark, marked
@@ -36,7 +37,7 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def train(run: Run, iteration: int) -> dict[str, Any]:
-    return train_iteration(run, iteration) if iteration else train_seed(run)
+    return train_iteration(run, Step("train", iteration)) if iteration else train_seed(run)
 
 
 def send(monkeypatch: pytest.MonkeyPatch, number: int, step: int) -> None:
@@ -66,7 +67,7 @@ def stop_in(monkeypatch: pytest.MonkeyPatch, run: Run, iteration: int, step: int
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_random_model: Path) -> Run:
     run = make_run(tmp_path_factory.mktemp("undisturbed"), tiny_random_model)
-    train_iteration(run, 1)
+    train_iteration(run, Step("train", 1))
     assert list(logged(run, "loss")) == [1, 2, 3, 4, 5, 6]
     return run
 
@@ -83,7 +84,7 @@ def test_a_stop_in_any_step_changes_no_byte(tmp_path, tiny_random_model, undistu
     run = make_run(tmp_path, tiny_random_model, dpo={"save_steps": 100})
     stop_in(monkeypatch, run, 1, step)
     assert not run.stage("model", 1).path.exists()
-    summary = train_iteration(run, 1)
+    summary = train_iteration(run, Step("train", 1))
     assert resumed_from(run) == [step]
     assert summary["steps"] == 6
     assert_equal(run, undisturbed)
@@ -93,7 +94,7 @@ def test_a_stop_in_any_step_changes_no_byte(tmp_path, tiny_random_model, undistu
 def test_a_stop_in_the_last_step_comes_after_the_training(tmp_path, tiny_random_model, undisturbed, monkeypatch):
     run = make_run(tmp_path, tiny_random_model)
     send(monkeypatch, signal.SIGTERM, step=5)
-    train_iteration(run, 1)
+    train_iteration(run, Step("train", 1))
     assert shutdown.stop.requested
     assert_equal(run, undisturbed)
 
@@ -110,12 +111,12 @@ OTHER_SETTINGS = {
 @pytest.mark.parametrize("settings", OTHER_SETTINGS.values(), ids=OTHER_SETTINGS)
 def test_a_kill_changes_no_byte(tmp_path, tiny_random_model, monkeypatch, settings) -> None:
     undisturbed = make_run(tmp_path / "undisturbed", tiny_random_model, **settings)
-    train_iteration(undisturbed, 1)
+    train_iteration(undisturbed, Step("train", 1))
     run = make_run(tmp_path / "killed", tiny_random_model, **settings)
     with monkeypatch.context() as patch:
         send(patch, signal.SIGKILL, step=5)
-        killed(lambda: train_iteration(run, 1))
-    train_iteration(run, 1)
+        killed(lambda: train_iteration(run, Step("train", 1)))
+    train_iteration(run, Step("train", 1))
     assert resumed_from(run) == [4]
     assert_equal(run, undisturbed)
 
@@ -139,9 +140,9 @@ def test_a_kill_while_something_is_written(
     run = make_run(tmp_path, tiny_random_model)
     with monkeypatch.context() as patch:
         kill_in(patch, owner, name, call)
-        killed(lambda: train_iteration(run, 1))
+        killed(lambda: train_iteration(run, Step("train", 1)))
     before = len(logged(run, "loss"))
-    train_iteration(run, 1)
+    train_iteration(run, Step("train", 1))
     if goes_on == "merge":
         assert resumed_from(run) == []
         assert before == 6
@@ -186,8 +187,8 @@ def test_the_mean_loss_is_that_of_all_steps(tmp_path, tiny_random_model, undistu
     run = make_run(tmp_path, tiny_random_model, dpo={"logging_steps": 4, "save_steps": 3})
     with monkeypatch.context() as patch:
         send(patch, signal.SIGKILL, step=4)
-        killed(lambda: train_iteration(run, 1))
-    summary = train_iteration(run, 1)
+        killed(lambda: train_iteration(run, Step("train", 1)))
+    summary = train_iteration(run, Step("train", 1))
     assert summary["train_loss"] == pytest.approx(sum(logged(undisturbed, "loss").values()) / 6)
     assert list(logged(run, "loss")) == [3, 4, 6]
 
@@ -199,10 +200,10 @@ def test_a_checkpoint_that_this_rank_can_not_read_is_not_taken(
     run = make_run(tmp_path, tiny_random_model)
     with monkeypatch.context() as patch:
         send(patch, signal.SIGKILL, step=3)
-        killed(lambda: train_iteration(run, 1))
+        killed(lambda: train_iteration(run, Step("train", 1)))
     (checkpoint,) = (run.stage("train", 1).path / "checkpoints").glob("checkpoint-*")
     mark(checkpoint, {**marked(checkpoint), **shape})
-    train_iteration(run, 1)
+    train_iteration(run, Step("train", 1))
     assert f"is of {shape['ranks']} x {shape['kind']}, and of no use to 1 x NO" in capsys.readouterr().err
     assert resumed_from(run) == []
     assert_equal(run, undisturbed)
@@ -215,6 +216,7 @@ from selfreward.runtime import shutdown
 from selfreward.errors import Stopped
 from selfreward.launchers.launch import leave_group
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.training.dpo import train_iteration
 
 class InStep3(shutdown.Stop):
@@ -226,16 +228,16 @@ class InStep3(shutdown.Stop):
         return self.steps >= 3
 
 undisturbed, run = map(Run.open, sys.argv[2:])
-train_iteration(undisturbed, 1)
+train_iteration(undisturbed, Step("train", 1))
 before = shutdown.stop
 if os.environ["RANK"] == "1":
     shutdown.stop = InStep3()
 try:
-    train_iteration(run, 1)
+    train_iteration(run, Step("train", 1))
 except Stopped as error:
     (Path(sys.argv[1]) / os.environ["RANK"]).write_text(str(error))
 shutdown.stop = before
-train_iteration(run, 1)
+train_iteration(run, Step("train", 1))
 leave_group()
 """
 
@@ -279,7 +281,7 @@ def test_a_disk_too_small_for_a_checkpoint_stops_before_it_is_written(tmp_path, 
     with pytest.raises(
         DiskFull, match=r"a checkpoint needs about 0\.1 MiB, and .*/train has 0\.1 MiB left\. Make room"
     ):
-        train_iteration(run, 1)
+        train_iteration(run, Step("train", 1))
     assert not list((run.stage("train", 1).path / "checkpoints").glob("checkpoint-*"))
 
 
@@ -293,9 +295,9 @@ def test_a_disk_too_small_for_the_model_costs_no_training(
             Run, "log", lambda run, metrics: (log(run, metrics), "train_loss" in metrics and leave_disk(patch, 300_000))
         )
         with pytest.raises(DiskFull, match=r"the model of iteration 1 needs about 0\.4 MiB, and .* has 0\.3 MiB left"):
-            train_iteration(run, 1)
+            train_iteration(run, Step("train", 1))
     assert not run.stage("model", 1).path.exists()
     before = (run.path / "metrics.jsonl").read_bytes()
-    train_iteration(run, 1)
+    train_iteration(run, Step("train", 1))
     assert (run.path / "metrics.jsonl").read_bytes() == before
     assert_equal(run, undisturbed)

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from selfreward.errors import DiskFull
-from selfreward.estimates.requests import SAMPLED, Requests, of_a_prompt, of_all_prompts
+from selfreward.estimates.requests import Requests, asks_by_prompt, of_a_prompt, of_all_prompts
 from selfreward.recipe.recipe import Recipe
-from selfreward.runs.plan import Step, makes_model
+from selfreward.runs.plan import makes_model
 from selfreward.runs.run import Run
-from selfreward.runs.stages import TRAINING
+from selfreward.runs.stages import STAGES, Step
 
 # Measured on English text: bytes of a token in JSON; and what a record has besides its text.
 BYTES_A_TOKEN, BYTES_A_RECORD = 6, 700
@@ -36,21 +36,21 @@ def require(run: Run, steps: Sequence[Step]) -> None:
 def estimate(run: Run, step: Step) -> int:
     """The most bytes that a step may write."""
     recipe = run.recipe
-    if step.stage in TRAINING:
+    stage = STAGES[step.stage]
+    if stage.trains:
         return _training(run, step.iteration)
     num = recipe.prompts.num or 0
-    if step.stage in SAMPLED:
+    if asks_by_prompt(stage):
         num = int(run.stage("prompts", step.iteration).summary["prompts"])
     return of_records(recipe, step, num)
 
 
 def of_records(recipe: Recipe, step: Step, num: int) -> int:
     """The most bytes of the records that a stage writes about ``num`` prompts."""
-    if step.stage == "prompts":
+    stage = STAGES[step.stage]
+    if "prompts" in stage.asks:
         return _bytes(of_all_prompts(recipe, num))
-    if step.stage in SAMPLED:
-        return num * _bytes(of_a_prompt(recipe, step.stage, step.iteration))
-    return 0
+    return num * _bytes(of_a_prompt(recipe, stage, step.iteration)) if asks_by_prompt(stage) else 0
 
 
 def _bytes(requests: Iterable[Requests]) -> int:

@@ -10,10 +10,10 @@ from selfreward.judges.criteria import read_criteria
 from selfreward.recipe.judge_settings import JudgeSettings
 from selfreward.recipe.recipe import Recipe
 from selfreward.runs.plan import names
+from selfreward.runs.stages import Stage
 
 # Requests behind a prompt that a model makes: what it writes, compares, answers, and what filters take out.
 REQUESTS_A_PROMPT = 5
-SAMPLED = ("anchors", "responses", "judgements", "previous_judgements", "lookahead", "meta")
 # Judges that read a next token's chances, or compute, and write nothing.
 WITHOUT_TEXT = ("yes_no", "verifier", "reward_model")
 
@@ -42,26 +42,27 @@ class Requests:
         return replace(self, num=self.num * count, distinct=self.distinct * count)
 
 
-def of_a_prompt(recipe: Recipe, stage: str, iteration: int) -> list[Requests]:
+def asks_by_prompt(stage: Stage) -> bool:
+    """Whether a stage asks the same of engines for each prompt of its iteration."""
+    return bool({*stage.asks} & {"responses", "judgements", "meta"})
+
+
+def of_a_prompt(recipe: Recipe, stage: Stage, iteration: int) -> list[Requests]:
     """The requests of a stage that samples or judges, for one prompt of an iteration, at most."""
-    responses, n = recipe.responses, recipe.responses.n
-    revised = n * (responses.principles is not None)
-    judged = n + revised + n * ("anchors" in names(recipe, iteration))
-    sampling = Requests(n, responses.max_tokens, 1)
-    if stage == "meta":
+    asks, n = stage.asks, recipe.responses.n
+    found = [Requests(n, recipe.responses.max_tokens, 1)] if "responses" in asks else []
+    if "revisions" in asks and recipe.responses.principles is not None:
+        turns = 2 * n * recipe.responses.revisions
+        found.append(Requests(turns, recipe.responses.max_tokens, turns, answers=1.5, instructions=1))
+    if "judgements" in asks:
+        revised, anchored = recipe.responses.principles is not None, "anchors" in names(recipe, iteration)
+        # A stage that also samples judges what it has sampled besides.
+        found += judging(recipe, n * (1 + revised + anchored + ("responses" in asks)))
+    if "meta" in asks:
         assert recipe.meta is not None
         meetings = recipe.judge.votes * (recipe.judge.votes - 1)
-        return [Requests(meetings, recipe.meta.max_tokens, meetings, answers=3, instructions=1)]
-    if stage == "anchors":
-        return [sampling]
-    if stage == "responses":
-        turns = 2 * revised * responses.revisions
-        revising = Requests(turns, responses.max_tokens, turns, answers=1.5, instructions=1)
-        return [sampling, *([revising] if turns else [])]
-    if stage == "lookahead":
-        return [sampling, *judging(recipe, judged + n)]
-    assert stage in SAMPLED, stage
-    return judging(recipe, judged)
+        found.append(Requests(meetings, recipe.meta.max_tokens, meetings, answers=3, instructions=1))
+    return found
 
 
 def judging(recipe: Recipe, num: int) -> list[Requests]:

@@ -10,14 +10,14 @@ from selfreward.estimates import disk, speed, training_memory
 from selfreward.estimates.architecture import Architecture, read
 from selfreward.estimates.data_size import Data, count, measured
 from selfreward.estimates.machine import Machine
-from selfreward.estimates.requests import SAMPLED, Requests, judging, of_a_prompt, of_all_prompts
+from selfreward.estimates.requests import Requests, asks_by_prompt, judging, of_a_prompt, of_all_prompts
 from selfreward.estimates.serving_memory import Serving, serving
 from selfreward.estimates.speed import Lengths, Load, Server
 from selfreward.estimates.training_memory import Training
 from selfreward.launchers.layout import Layout
 from selfreward.recipe.recipe import Recipe
-from selfreward.runs.plan import Step, plan
-from selfreward.runs.stages import TRAINING
+from selfreward.runs.plan import plan
+from selfreward.runs.stages import STAGES, Step
 
 EPOCHS = 3.0  # of TRL, unless the recipe says otherwise
 
@@ -128,19 +128,19 @@ class RunEstimate:
         return Stage(step, self._processes(step), load, self._disk(step), measured_in)
 
     def _processes(self, step: Step) -> str:
-        if step.stage in TRAINING:
+        if STAGES[step.stage].trains:
             return f"{self.layout.ranks} x 1" if self.layout.ranks > 1 else "1"
-        if step.stage in ("pairs", "draft_pairs"):
+        if not STAGES[step.stage].asks:
             return ""
         return f"{self.serving.replicas} x {self.serving.devices}"
 
     def _disk(self, step: Step) -> int:
-        if step.stage in TRAINING:
+        if STAGES[step.stage].trains:
             return self.sizes.weight_bytes(self.recipe.model.dtype)
         return disk.of_records(self.recipe, step, self.data.prompts)
 
     def _load(self, step: Step) -> Load:
-        if step.stage in TRAINING:
+        if STAGES[step.stage].trains:
             return self._training(step)
         server = Server(self.recipe, self.sizes, self.serving, self.machine.device)
         return server.load(self._requests(step), self.lengths)
@@ -148,15 +148,16 @@ class RunEstimate:
     def _requests(self, step: Step) -> list[Requests]:
         """All requests of a stage."""
         recipe, num = self.recipe, self.data.prompts
-        if step.stage == "prompts":
+        stage = STAGES[step.stage]
+        if "prompts" in stage.asks:
             return of_all_prompts(recipe, num)
-        if step.stage in SAMPLED:
-            return [each.times(num) for each in of_a_prompt(recipe, step.stage, step.iteration)]
-        if step.stage == "implicit":
+        if asks_by_prompt(stage):
+            return [each.times(num) for each in of_a_prompt(recipe, stage, step.iteration)]
+        if "logprobs" in stage.asks:
             # Two models read each response, and write nothing.
             asked = 2 * num * recipe.responses.n
             return [Requests(asked, 1, asked, answers=1, written=False)]
-        return self._evaluation() if step.stage == "evaluate" else []
+        return self._evaluation() if "held_out" in stage.asks else []
 
     def _evaluation(self) -> list[Requests]:
         recipe, data = self.recipe, self.data

@@ -15,7 +15,7 @@ from selfreward.estimates.machine import GIB, Device
 from selfreward.launchers.batch import ACCUMULATION, PER_DEVICE, shared_batch
 from selfreward.launchers.layout import Layout
 from selfreward.recipe.recipe import Recipe
-from selfreward.runs.plan import reference_of
+from selfreward.runs.stages import reference_of
 
 # Bytes of optimizer state for a trained parameter, by words in the optimizer's name; AdamW has two moments in float32.
 STATES = {"8bit": 2, "4bit": 1, "adafactor": 1, "lion": 4, "sgd": 0}

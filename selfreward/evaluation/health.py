@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.runtime.progress import console
 
 # Prompts of which the shares of distinct n-grams and roots are noise, and from which on their number has no influence.

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from selfreward.engines.remote import WorkerChannel
 from selfreward.launchers.layout import GPUSlot
-from selfreward.runs.plan import Step
+from selfreward.runs.stages import Step
 from selfreward.runtime.ranks import has_agent
 from selfreward.runtime.shutdown import end_with_parent, stop
 

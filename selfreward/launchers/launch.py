@@ -13,8 +13,8 @@ from selfreward.launchers.local import LocalLauncher
 from selfreward.launchers.logs import FOLDER, first_failure
 from selfreward.launchers.torchrun import TorchrunLauncher
 from selfreward.recipe.recipe import Recipe
-from selfreward.runs.plan import Step
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.runtime.extras import optional
 from selfreward.runtime.gpus import num_gpus
 from selfreward.runtime.lock import part_of

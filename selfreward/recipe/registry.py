@@ -66,13 +66,6 @@ FILTERS = {
     "toxicity": "selfreward.prompts.filters.harm:Toxicity",
     "personal_data": "selfreward.prompts.filters.harm:PersonalData",
 }
-STAGES = {
-    name: f"selfreward.stages.{name}:stage"
-    for name in (
-        *("prompts", "anchors", "responses", "judgements", "previous_judgements", "implicit", "lookahead"),
-        *("pairs", "meta", "train", "evaluate"),
-    )
-}
 SELECTORS = {
     name: f"selfreward.selection.pair_selectors:{name}"
     for name in ("best_worst", "top_bottom", "correct_incorrect", "length_controlled", "revision")
@@ -121,6 +114,11 @@ def load(name: str, known: dict[str, str], kind: str) -> Any:
     if _is_standard(getattr(found, "__module__", None) or module):
         raise ValueError(_refusal(name, kind, f"it is Python's own {found.__module__}.{found.__name__}"))
     return found
+
+
+def load_stage(module: str) -> Any:
+    """The function of a stage, by the name of its module in ``stages/``."""
+    return importlib.import_module(f"selfreward.stages.{module}").stage
 
 
 def _is_standard(module: str) -> bool:

@@ -8,7 +8,8 @@ from functools import cached_property
 
 from selfreward.records import ImplicitReward, Judgement, PreferencePair, Prompt, R, Rejection, Response
 from selfreward.runs.folders import iteration_folder
-from selfreward.runs.run import RECORDS, Run
+from selfreward.runs.run import Run
+from selfreward.runs.stages import STAGES, Stage, records_named
 
 # What every pair was made from, and its own stage.
 NEEDED = ("prompts", "responses", "judgements", "pairs")
@@ -25,15 +26,16 @@ class IterationRecords:
 
     run: Run
     iteration: int
+    pairs_stage: Stage = STAGES["pairs"]
 
-    def drafting(self) -> IterationRecords:
+    def of_draft(self) -> IterationRecords:
         """The same with the pairs that the draft of M_{t+1} is trained on."""
-        return replace(self, run=self.run.drafting())
+        return replace(self, pairs_stage=STAGES["draft_pairs"])
 
     @cached_property
     def stages(self) -> list[str]:
         """The stages of the iteration that the pairs were made from, and the pairs' own."""
-        reads = self.run.stage("pairs", self.iteration).marker["reads"]["stages"]
+        reads = self.run.stage(self.pairs_stage.name, self.iteration).marker["reads"]["stages"]
         folder = f"{iteration_folder(self.iteration)}/"
         beside = [name.removeprefix(folder) for name in reads if name.startswith(folder)]
         return [*NEEDED, *(name for name in beside if name not in NEEDED)]
@@ -72,11 +74,11 @@ class IterationRecords:
 
     @cached_property
     def pairs(self) -> list[PreferencePair]:
-        return self._read("pairs", PreferencePair)
+        return self._read(self._pairs_records[0], PreferencePair)
 
     @cached_property
     def rejections(self) -> list[Rejection]:
-        return self._read("rejections", Rejection)
+        return self._read(self._pairs_records[1], Rejection)
 
     @cached_property
     def verdicts(self) -> list[Judgement]:
@@ -88,9 +90,14 @@ class IterationRecords:
         """Those of the verdicts."""
         return self.run.records("judge_pairs", self.iteration, PreferencePair)
 
+    @property
+    def _pairs_records(self) -> list[str]:
+        """The names of pairs and rejections."""
+        return [*self.pairs_stage.records]
+
     def _read(self, name: str, kind: type[R]) -> list[R]:
-        stage = RECORDS[name][0]
-        has_part = stage in NEEDED or stage in self.stages
+        stage = records_named(name)[0]
+        has_part = stage in NEEDED or stage in self.stages or stage == self.pairs_stage.name
         return self.run.records(name, self.iteration, kind) if has_part else []
 
     def _folders(self, stages: Iterable[str]) -> set[str]:

@@ -11,7 +11,7 @@ from selfreward.records import Judgement, PreferencePair, Response, content_id, 
 from selfreward.report.iteration_records import SAMPLED, IterationRecords
 from selfreward.runs.fingerprint import changes
 from selfreward.runs.folders import iteration_folder
-from selfreward.runs.plan import Step
+from selfreward.runs.stages import Step
 from selfreward.stages.pairs import consistencies, scores_of
 
 
@@ -46,7 +46,7 @@ class Provenance:
         for prompt in self._prompts.values():
             if prompt.id != content_id("prompt", prompt.messages):
                 yield f"prompt {prompt.id} has another id than its messages"
-        draft = str(run.drafting().stage("model", t).path)
+        draft = str(run.model_folder(Step("draft_train", t)))
         yield from self._of_model("responses", self._own, run.model_path(t))
         yield from self._of_model("anchors", self._anchors, run.model_path(1))
         yield from self._of_model("lookahead", self._lookahead, draft)
@@ -59,7 +59,7 @@ class Provenance:
         has_lookahead = "lookahead" in records.stages
         yield from self._pairs_of(records, has_lookahead)
         if has_lookahead and self._is_whole("draft_pairs"):
-            yield from self._pairs_of(records.drafting(), lookahead=False)
+            yield from self._pairs_of(records.of_draft(), lookahead=False)
         if self._is_whole("meta"):
             yield from self._judge_pairs()
 

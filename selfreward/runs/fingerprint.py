@@ -18,54 +18,11 @@ from selfreward.recipe.engine_settings import ModelSettings
 from selfreward.recipe.loader import submodel
 from selfreward.recipe.recipe import Recipe
 from selfreward.runs.model_files import MISSING, _folder_hash, _snapshot, model_hash
-from selfreward.runs.plan import Step, makes_model, reads_difficulty, reads_models, reference_of
-from selfreward.runs.plan import names as plan_names
-from selfreward.runs.stages import TRAINING
+from selfreward.runs.plan import makes_model, models_of
+from selfreward.runs.stages import STAGES, Step
 from selfreward.runtime.atomic import hash_of
 
-_SAMPLING = ("responses.temperature", "responses.top_p", "responses.max_tokens")
-# Settings of a judge that decide how judging data is shown and labelled; the others decide how it is asked.
-EXAMPLE_SETTINGS = (
-    *("name", "template", "min_score", "max_score", "reference", "criteria", "members.count"),
-    *("expected.think", "pairwise.think", "pairwise.labels", "rubric.together"),
-)
-_READING = ("prompts.max_characters", "prompts.on_bad_line", "prompts.columns")
 _ENGINES = ("engine", "judge.engine", "prompts.engine")
-_RULES = ("responses.on_empty", "responses.on_truncated", "responses.on_duplicate")
-_VOTES = ("seed", "model", "engine", "judge")
-_VOTING = ("judgements", "previous_judgements")
-# How judgements become a score, which their records know nothing of.
-_COMBINING = ("judge.combine", "judge.weight")
-# How judging data becomes judge prompts and labels.
-_LABELS = ("seed_data", *(f"judge.{name}" for name in EXAMPLE_SETTINGS))
-_TRAINING = (
-    "seed",
-    "model",
-    *(f"training.{n}" for n in ("dpo", "lora", "load_in_4bit", "rehearsal", "replay", "schedule")),
-)
-# The settings that each stage reads, by name or by block. Those of the seed stage's training stand under "seed".
-SETTINGS: dict[str, tuple[str, ...]] = {
-    "seed": ("seed", "model", "training.sft", *_LABELS),
-    "prompts": ("prompts",),
-    "anchors": ("seed", "model", "engine", "responses.n", *_SAMPLING),
-    "responses": (
-        *("seed", "model", "engine", "responses.n", "responses.principles", "responses.revisions"),
-        *_SAMPLING,
-    ),
-    "judgements": _VOTES,
-    "previous_judgements": _VOTES,
-    "implicit": ("model", "engine", "responses.max_tokens"),
-    "draft_pairs": ("seed", "model", "judge", "selection", *_RULES),
-    "draft_train": _TRAINING,
-    "lookahead": (*_VOTES, "responses.n", *_SAMPLING),
-    "pairs": ("seed", "model", "judge", "selection", *_RULES),
-    "meta": (
-        *("seed", "model", "engine", "meta"),
-        *("judge.template", "judge.reference", "judge.min_score", "judge.max_score"),
-    ),
-    "train": _TRAINING,
-    "evaluate": ("seed", "model", "engine", "judge", "evaluation", *_SAMPLING, *_READING),
-}
 # Settings that touch no result: where and how a run works, not what it makes.
 NO_RESULT = (
     "name",
@@ -130,45 +87,15 @@ class Change:
 
 def settings_of_step(recipe: Recipe, step: Step) -> dict[str, Any]:
     """The settings that decide a step's result, by dotted name, a file's or model's being the hash of its bytes."""
-    names = SETTINGS["seed" if step == Step("train", 0) else step.stage]
-    if step.stage in TRAINING and recipe.training.rehearsal:
-        names += _LABELS
-    if step.stage == "prompts" and recipe.prompts.parts:
-        names += ("seed",)
-    if step.stage == "prompts":
-        names += _of_prompts(recipe)
-    without = NO_RESULT + (_COMBINING if step.stage in _VOTING else ())
+    stage = STAGES[step.stage]
+    names = stage.settings(recipe, step.iteration)
+    without = (*NO_RESULT, *stage.without)
     settings = {
         key: _value(key, value, recipe)
         for key, value in _leaves(recipe)
         if _within(key, names) and not _within(key, without) and not (key == "model.path" and _is_made(recipe, step))
     }
-    if step.stage in TRAINING and "previous_judgements" in plan_names(recipe, max(1, step.iteration)):
-        settings["training.consistency"] = recipe.training.consistency
-    if step.stage in TRAINING and step.iteration:
-        options = recipe.training.dpo_options(step.iteration)
-        settings["training.schedule"] = {name: options[name] for name in recipe.training.schedule}
-        # Where M1 is the recipe's own model, no stage makes it that could be compared.
-        settings["training.reference"] = f"M{reference_of(recipe, step.iteration)}"
-    if step.stage.endswith("pairs") or step.stage == "meta":
-        if step.stage != "meta":
-            settings["selection.length_rho"] = recipe.selection.rho(step.iteration)
-        settings["training.dpo.max_length"] = recipe.training.dpo_options(step.iteration).get("max_length")
-    return settings
-
-
-def _of_prompts(recipe: Recipe) -> tuple[str, ...]:
-    """The settings outside of ``prompts`` that its sources and filters read."""
-    prompts = recipe.prompts
-    asked = [source for source in prompts.sources if source.needs_model]
-    own = any(source.by != "teacher" for source in asked)
-    names = ["seed"] if asked or prompts.parts else []
-    names += ["model"] if own else []
-    names += ["engine"] if own or any(source.engine is None for source in asked) else []
-    names += ["judge"] if reads_difficulty(recipe) else []
-    foreign = any(":" in name for name in prompts.filter_names)
-    elsewhere = "decontamination" in prompts.filter_names and prompts.filters.decontamination.path is None
-    return (*names, *(["evaluation.prompts"] if foreign or elsewhere else []))
+    return settings | stage.derived(recipe, step.iteration)
 
 
 def settings_of(settings: BaseModel) -> dict[str, Any]:
@@ -183,14 +110,17 @@ def begins_with(step: Step, read: dict[str, Any]) -> dict[str, Any]:
     A request is found again by its whole text, so the records that it was made from are not part of it: they may
     still be on their way when judging begins. A training's checkpoints do depend on its pairs.
     """
-    if step.stage in TRAINING:
+    if STAGES[step.stage].trains:
         return read
-    return {**read, "stages": {name: digest for name, digest in read["stages"].items() if name.endswith("train")}}
+    return {
+        **read,
+        "stages": {name: digest for name, digest in read["stages"].items() if STAGES[name.rpartition("/")[2]].trains},
+    }
 
 
 def _is_made(recipe: Recipe, step: Step) -> bool:
     """Whether the models that the step loads, if any, are made by the run rather than named in its recipe."""
-    return all(makes_model(recipe, t) is not None for t in reads_models(recipe, step))
+    return all(makes_model(recipe, t) is not None for t in models_of(recipe, step))
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:

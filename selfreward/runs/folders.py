@@ -12,7 +12,7 @@ from selfreward.errors import Damaged
 from selfreward.recipe.recipe import Recipe
 from selfreward.records import Record
 from selfreward.runs.journal import Journal
-from selfreward.runs.stages import TRAINING
+from selfreward.runs.stages import STAGES
 from selfreward.runs.stored import CHECKPOINTS, ITERATION_FOLDER, JOURNAL, MARKER, SEED_FOLDER, STARTED
 from selfreward.runtime.atomic import hash_of, json_hash, read_sealed, write_bytes, write_sealed
 from selfreward.runtime.versions import versions
@@ -33,6 +33,12 @@ class StageFolder:
     @property
     def path(self) -> Path:
         return self.root / self.name
+
+    @property
+    def model(self) -> Path | None:
+        """The folder of the model that the stage trains, beside its own."""
+        stage = STAGES.get(self.path.name)
+        return self.path.with_name(stage.model) if stage is not None and stage.trains else None
 
     @property
     def done(self) -> bool:
@@ -134,8 +140,7 @@ class StageFolder:
 
     def files(self) -> list[Path]:
         """All files of the stage's result; a training's model stands beside its own folder."""
-        model = self.path.with_name(self.path.name.replace("train", "model"))
-        folders = [self.path, model] if self.path.name in TRAINING else [self.path]
+        folders = [self.path] if self.model is None else [self.path, self.model]
         found = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
         return sorted(path for path in found if not self._is_passing(path))
 

@@ -14,9 +14,9 @@ from selfreward.recipe.recipe import Recipe, edited_recipe
 from selfreward.runs.fingerprint import Change, changes
 from selfreward.runs.folders import StageFolder, iteration_of, make_folder
 from selfreward.runs.model_files import fetch_all
-from selfreward.runs.plan import Step, inputs, plan
+from selfreward.runs.plan import inputs, plan
 from selfreward.runs.run import Run
-from selfreward.runs.stages import NAMES, TRAINING
+from selfreward.runs.stages import STAGES, Step
 from selfreward.runs.stored import MARKER, ORIGIN, RECIPE
 from selfreward.runtime.atomic import read_sealed, sync, write_sealed
 from selfreward.runtime.lock import RunLock
@@ -41,7 +41,7 @@ def stale(run: Run) -> dict[Step, list[Change]]:
     """
     found: dict[Step, list[Change]] = {}
     for step in plan(run.recipe):
-        folder = run.stage(step.stage, step.iteration)
+        folder = run.folder(step)
         if not folder.done or step.iteration < run.first_iteration:
             continue
         own = changes(folder.marker["reads"], run.reads(step))
@@ -153,8 +153,8 @@ def remake(recipe: Recipe) -> Path | None:
     with RunLock(make_folder(recipe)):
         run = Run(make_folder(recipe), recipe)
         unwanted = {*stale(run), *_left_over(run)}
-        last_first = sorted(unwanted, key=lambda step: (step.iteration, NAMES.index(step.stage)), reverse=True)
-        folders = [run.stage(step.stage, step.iteration) for step in last_first]
+        last_first = sorted(unwanted, key=lambda step: (step.iteration, [*STAGES].index(step.stage)), reverse=True)
+        folders = [run.folder(step) for step in last_first]
         names = [name for folder in folders for name in _with_model(folder)]
         aside = run.set_aside(names, "made otherwise by an edited recipe") if names else None
         write_sealed(run.path / RECIPE, recipe.model_dump(mode="json"))
@@ -165,7 +165,7 @@ def _left_over(run: Run) -> Iterator[Step]:
     """The finished stages that the recipe no longer has, in the iterations that it holds for."""
     steps = set(plan(run.recipe))
     for iteration in range(run.first_iteration, run.recipe.iterations + 1):
-        for name in NAMES:
+        for name in STAGES:
             step = Step(name, iteration)
             if step not in steps and run.stage(name, iteration).done:
                 yield step
@@ -173,7 +173,7 @@ def _left_over(run: Run) -> Iterator[Step]:
 
 def _with_model(folder: StageFolder) -> list[str]:
     """A training's folder, and that of its model; the one with the marker first."""
-    return [folder.name, folder.name.replace("train", "model")] if folder.path.name in TRAINING else [folder.name]
+    return [folder.name] if folder.model is None else [folder.name, str(folder.model.relative_to(folder.root))]
 
 
 def _refuse_another_past(before: Recipe, after: Recipe) -> None:
@@ -210,7 +210,7 @@ def fork(path: Path, iteration: int, to: str, overrides: Sequence[str] = ()) -> 
         with RunLock(make_folder(recipe)):
             made = Run(make_folder(recipe), recipe)
             for step in shared:
-                _link(source.stage(step.stage, step.iteration), made.path)
+                _link(source.folder(step), made.path)
             write_sealed(made.path / ORIGIN, {"settled": iteration, "forked_from": origin})
             write_sealed(made.path / RECIPE, recipe.model_dump(mode="json"))
             made.log({"stage": "fork", **origin})
@@ -226,7 +226,7 @@ def _past(source: Run, iteration: int) -> list[Step]:
     if not 1 <= iteration <= last:
         raise ValueError(f"{source.path} can be forked at iterations 1 to {last}, and not at {iteration}")
     shared = [step for step in plan(source.recipe) if step.iteration < iteration]
-    unfinished = [step for step in shared if not source.stage(step.stage, step.iteration).done]
+    unfinished = [step for step in shared if not source.folder(step).done]
     if unfinished:
         raise ValueError(f"{source.path} can't be forked at iteration {iteration}: {unfinished[0]} is not finished")
     return shared

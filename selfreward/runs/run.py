@@ -24,25 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 from selfreward.recipe.recipe import Recipe, stored_recipe
 from selfreward.records import (
-    Agreement,
-    Difficulty,
-    ImplicitReward,
-    Judgement,
-    Measurement,
-    PreferencePair,
-    Prompt,
     R,
-    Record,
-    Rejection,
-    Removal,
-    Response,
-    Task,
-    TemplateTrial,
     read_records,
 )
 from selfreward.runs.fingerprint import begins_with, changes, settings_of_step
 from selfreward.runs.folders import StageFolder, iteration_folder, make_folder
-from selfreward.runs.plan import Step, inputs, makes_model
+from selfreward.runs.plan import inputs, makes_model, models_of
+from selfreward.runs.stages import Step, records_named
 from selfreward.runs.stored import METRICS, ORIGIN, RECIPE, SET_ASIDE
 from selfreward.runtime.atomic import (
     append_line,
@@ -57,27 +45,6 @@ from selfreward.runtime.progress import console
 if TYPE_CHECKING:
     from datasets import Dataset
 
-RECORDS: dict[str, tuple[str, str, type[Record]]] = {
-    "prompts": ("prompts", "records.jsonl", Prompt),
-    "tasks": ("prompts", "tasks.jsonl", Task),
-    "removed_prompts": ("prompts", "removed.jsonl", Removal),
-    "difficulty": ("prompts", "difficulty.jsonl", Difficulty),
-    "template_trials": ("prompts", "templates.jsonl", TemplateTrial),
-    "responses": ("responses", "records.jsonl", Response),
-    "judgements": ("judgements", "records.jsonl", Judgement),
-    "anchors": ("anchors", "records.jsonl", Response),
-    "previous_judgements": ("previous_judgements", "records.jsonl", Judgement),
-    "implicit": ("implicit", "records.jsonl", ImplicitReward),
-    "lookahead": ("lookahead", "responses.jsonl", Response),
-    "lookahead_judgements": ("lookahead", "judgements.jsonl", Judgement),
-    "meta": ("meta", "records.jsonl", Judgement),
-    "judge_pairs": ("meta", "pairs.jsonl", PreferencePair),
-    "pairs": ("pairs", "records.jsonl", PreferencePair),
-    "rejections": ("pairs", "rejections.jsonl", Rejection),
-    "measurements": ("evaluate", "records.jsonl", Measurement),
-    "agreement": ("evaluate", "agreement.jsonl", Agreement),
-}
-
 
 class Run:
     """A run folder and the recipe that it was made with.
@@ -85,16 +52,11 @@ class Run:
     Iteration 0 is the seed stage; the model that iteration t samples from is M_t.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, draft: bool = False) -> None:
+    def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path = path
         self.recipe = recipe
-        self.draft = draft
         # What a stage keeps in memory for the next iteration's, by its name; all of it can be read again.
         self.kept: dict[str, Any] = {}
-
-    def drafting(self) -> Run:
-        """The same run, whose pairs, training and model are those of the draft of M_{t+1}."""
-        return Run(self.path, self.recipe, draft=True)
 
     @classmethod
     def create(cls, recipe: Recipe) -> Run:
@@ -139,9 +101,21 @@ class Run:
 
     def stage(self, name: str, iteration: int) -> StageFolder:
         """The folder of a stage; iteration 0 is the seed."""
-        if self.draft and name in ("pairs", "train", "model"):
-            name = f"draft_{name}"
         return StageFolder(self.path, f"{iteration_folder(iteration)}/{name}")
+
+    def folder(self, step: Step) -> StageFolder:
+        """The folder of a step."""
+        return self.stage(step.stage, step.iteration)
+
+    def model_folder(self, step: Step) -> Path:
+        """Where the model is that a training makes."""
+        folder = self.folder(step).model
+        assert folder is not None, f"{step} trains nothing"
+        return folder
+
+    def models(self, step: Step) -> list[str]:
+        """Where each M_t is that a step loads, the earliest first."""
+        return [self.model_path(t) for t in models_of(self.recipe, step)]
 
     def reads(self, step: Step) -> dict[str, Any]:
         """What decides a step's result.
@@ -150,7 +124,7 @@ class Run:
             ``settings``: values by dotted name, a file's or model's being the hash of its bytes.
             ``stages``: the digest of each stage that it reads, by folder, or None while that is not finished.
         """
-        folders = [self.stage(before.stage, before.iteration) for before in inputs(self.recipe, step)]
+        folders = [self.folder(before) for before in inputs(self.recipe, step)]
         return {
             "settings": settings_of_step(self.recipe, step),
             "stages": {folder.name: folder.digest for folder in folders},
@@ -165,10 +139,10 @@ class Run:
             Damaged: a file that the stage is to read is not what the run wrote.
         """
         for before in inputs(self.recipe, step):
-            folder = self.stage(before.stage, before.iteration)
+            folder = self.folder(before)
             if folder.done:
                 folder.check()
-        folder, now = self.stage(step.stage, step.iteration), begins_with(step, self.reads(step))
+        folder, now = self.folder(step), begins_with(step, self.reads(step))
         started = folder.started
         if started is not None and changes(started, now):
             aside = self.set_aside([folder.name], f"{step} was begun with other settings")
@@ -177,7 +151,7 @@ class Run:
 
     def commit(self, step: Step, summary: Mapping[str, Any]) -> None:
         """Marks a stage as done, with what it read and wrote."""
-        folder = self.stage(step.stage, step.iteration)
+        folder = self.folder(step)
         started = folder.started
         assert started is not None, f"{folder.path} was not begun"
         if not self.recipe.launch.private:
@@ -215,7 +189,7 @@ class Run:
         maker = makes_model(self.recipe, t)
         if maker is None:
             return self.recipe.model.path
-        return str(self.path / iteration_folder(maker.iteration) / "model")
+        return str(self.model_folder(maker))
 
     def model_name(self, path: str) -> str:
         """A model's name in records, which don't depend on where models and runs are.
@@ -229,7 +203,7 @@ class Run:
 
     def records(self, name: str, iteration: int, kind: type[R]) -> list[R]:
         """The records of a finished stage, such as ``records("pairs", 1, PreferencePair)``."""
-        stage, file, expected = RECORDS[name]
+        stage, file, expected = records_named(name)
         assert kind is expected
         return list(read_records(self.stage(stage, iteration).path / file, kind))
 
@@ -237,7 +211,7 @@ class Run:
         """The records of a finished stage as a ``datasets.Dataset``.
 
         Args:
-            name: one of ``RECORDS``, such as responses, judgements or pairs.
+            name: which of the records that stages write, such as responses, judgements or pairs.
             iteration: 0 is the seed.
 
         Raises:
@@ -245,9 +219,7 @@ class Run:
         """
         from datasets import Dataset
 
-        if name not in RECORDS:
-            raise ValueError(f"no records are called {name!r}. Known: {', '.join(RECORDS)}")
-        stage, file, _ = RECORDS[name]
+        stage, file, _ = records_named(name)
         folder = self.stage(stage, iteration)
         if not folder.done:
             raise ValueError(f"stage {stage} of iteration {iteration} is not finished in {self.path}")

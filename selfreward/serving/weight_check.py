@@ -14,6 +14,8 @@ from math import inf, sqrt
 from pathlib import Path
 
 from selfreward.errors import WeightCheckError
+from selfreward.runs.stages import model_folders
+from selfreward.runs.stored import PROBES
 from selfreward.runtime.atomic import read_sealed, write_sealed
 
 # Greatest log-probability difference, in nats, that an engine's own arithmetic may make in the mean of all tokens.
@@ -79,7 +81,9 @@ class Evidence:
 
 def read_probes(model_path: str) -> Probes | None:
     """The probes of a model that a run has trained, or None for any other model."""
-    path = Path(model_path).with_name(Path(model_path).name.replace("model", "train")) / "probes.json"
+    folder = Path(model_path)
+    made_by = {model: stage for stage, model in model_folders()}
+    path = folder.with_name(made_by.get(folder.name, folder.name)) / PROBES
     return Probes.read(path) if path.is_file() else None
 
 

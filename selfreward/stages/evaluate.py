@@ -20,7 +20,7 @@ from selfreward.recipe import registry
 from selfreward.records import Agreement, Graded, Judgement, Measurement, Prompt, Response, content_id, derive_seed
 from selfreward.runs.journal import Journal
 from selfreward.runs.run import Run
-from selfreward.runs.stages import Summary
+from selfreward.runs.stages import Step, Summary
 from selfreward.runs.stored import ID_OF_HELD_OUT, POLICY, SEED_OF_EVALUATION, SEED_OF_HELD_OUT_JUDGE
 from selfreward.serving.engines import Engines
 from selfreward.stages.judgements import Job, Voting
@@ -28,21 +28,21 @@ from selfreward.stages.judgements import Job, Voting
 Scorer = Callable[[str, str], float]
 
 
-def stage(run: Run, iteration: int, engines: Engines) -> Summary:
+def stage(run: Run, step: Step, engines: Engines) -> Summary:
     """Writes measurements of responses and of judging, as far as the recipe names held-out data."""
-    with run.stage("evaluate", iteration).journal() as journal:
-        return {"model": f"M{iteration + 1}"} | Evaluation(run, iteration, engines, journal).all()
+    with run.folder(step).journal() as journal:
+        return {"model": f"M{step.iteration + 1}"} | Evaluation(run, step, engines, journal).all()
 
 
 class Evaluation:
     """What is measured of one model."""
 
-    def __init__(self, run: Run, iteration: int, engines: Engines, journal: Journal) -> None:
-        self._run, self._iteration, self._engines, self._journal = run, iteration, engines, journal
+    def __init__(self, run: Run, step: Step, engines: Engines, journal: Journal) -> None:
+        self._run, self._iteration, self._engines, self._journal = run, step.iteration, engines, journal
         self._settings = run.recipe.evaluation
-        self._model = run.model_path(iteration + 1)
-        self._folder = run.stage("evaluate", iteration)
-        self._voting = Voting(run, iteration, lenient=True)
+        [self._model] = run.models(step)
+        self._folder = run.folder(step)
+        self._voting = Voting(run, step.iteration, lenient=True)
 
     def all(self) -> Summary:
         """Every measurement that the recipe has data for."""

@@ -13,7 +13,7 @@ from selfreward.engines.journaled import JournaledEngine
 from selfreward.records import ImplicitReward, Prompt, Response
 from selfreward.runs.journal import Journal
 from selfreward.runs.run import Run
-from selfreward.runs.stages import Summary
+from selfreward.runs.stages import Step, Summary
 from selfreward.runs.stored import LOGPROB
 from selfreward.serving.engines import Engines
 from selfreward.text.chat import ChatEncoder, load_tokenizer
@@ -27,19 +27,20 @@ class Text:
     num: int
 
 
-def stage(run: Run, iteration: int, engines: Engines) -> Summary:
+def stage(run: Run, step: Step, engines: Engines) -> Summary:
     """Writes a record for each response of M_t, in their order."""
+    iteration, (before, now) = step.iteration, run.models(step)
     prompts = {prompt.id: prompt for prompt in run.records("prompts", iteration, Prompt)}
     responses = run.records("responses", iteration, Response)
-    chat = ChatEncoder(load_tokenizer(run.model_path(iteration), run.recipe.model))
+    chat = ChatEncoder(load_tokenizer(now, run.recipe.model))
     most = run.recipe.responses.max_tokens
     texts = [encode(chat, prompts[response.prompt_id], response, most) for response in responses]
-    folder = run.stage("implicit", iteration)
+    folder = run.folder(step)
     with folder.journal() as journal:
-        found, resumed = _logprobs(run, engines, journal, run.model_path(iteration), texts)
-        previous, resumed_too = _logprobs(run, engines, journal, run.model_path(iteration - 1), texts)
+        found, resumed = _logprobs(run, engines, journal, now, texts)
+        previous, resumed_too = _logprobs(run, engines, journal, before, texts)
     pairs = zip(found, previous, strict=True)
-    known = [(now, before) if None not in (now, before) else (None, None) for now, before in pairs]
+    known = [both if None not in both else (None, None) for both in pairs]
     rewards = [ImplicitReward(response.id, *both) for response, both in zip(responses, known, strict=True)]
     folder.write("records.jsonl", rewards)
     return _summarize(rewards) | ({"resumed": resumed + resumed_too} if resumed + resumed_too else {})

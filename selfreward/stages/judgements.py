@@ -14,7 +14,7 @@ from selfreward.judges.verdicts import position_figures
 from selfreward.records import Judgement, Prompt, Response, by_prompt, derive_seed
 from selfreward.runs.journal import Journal
 from selfreward.runs.run import Run
-from selfreward.runs.stages import Summary
+from selfreward.runs.stages import Step, Summary
 from selfreward.runs.stored import JUDGE, SEED_OF_JUDGE
 from selfreward.serving.engines import Engines
 from selfreward.stages.responses import anchors
@@ -32,20 +32,16 @@ class Job:
     seed: int
 
 
-def stage(run: Run, iteration: int, engines: Engines) -> Summary:
+def stage(run: Run, step: Step, engines: Engines) -> Summary:
     """Writes the judgements in the order of prompts, judges, responses and votes.
 
     Raises:
         ValueError: the parse rate is below ``judge.min_parse_rate``.
     """
-    return judge_with(run, iteration, engines, run.model_path(iteration), "judgements")
-
-
-def judge_with(run: Run, iteration: int, engines: Engines, model: str, stage: str) -> Summary:
-    """Writes the judgements of an iteration's responses by the panel, whose own model is ``model``."""
-    folder, voting = run.stage(stage, iteration), Voting(run, iteration)
+    folder, voting = run.folder(step), Voting(run, step.iteration)
+    [model] = run.models(step)
     with folder.journal() as journal:
-        judgements, summary = voting.judge_all(engines, model, journal, voting.jobs(), stage)
+        judgements, summary = voting.judge_all(engines, model, journal, voting.jobs(), step.stage)
     voting.require_parse_rates(judgements)
     folder.write("records.jsonl", judgements)
     return summarize(judgements) | summary

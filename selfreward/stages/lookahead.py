@@ -6,7 +6,7 @@ from selfreward.engines.journaled import JournaledEngine
 from selfreward.records import Prompt, Response, by_prompt
 from selfreward.runs.journal import Journal
 from selfreward.runs.run import Run
-from selfreward.runs.stages import Summary
+from selfreward.runs.stages import Step, Summary
 from selfreward.runs.stored import POLICY
 from selfreward.serving.engines import Engines
 from selfreward.stages.judgements import Job, Voting, subjects, summarize
@@ -14,23 +14,22 @@ from selfreward.stages.responses import Sampling
 from selfreward.stages.responses import summarize as summarize_responses
 
 
-def stage(run: Run, iteration: int, engines: Engines) -> Summary:
+def stage(run: Run, step: Step, engines: Engines) -> Summary:
     """Writes responses and judgements, each in the order of the prompts.
 
     Raises:
         ValueError: the parse rate is below ``judge.min_parse_rate``.
     """
-    folder, voting = run.stage("lookahead", iteration), Voting(run, iteration)
+    folder, iteration, [model] = run.folder(step), step.iteration, run.models(step)
+    voting = Voting(run, iteration)
     prompts = run.records("prompts", iteration, Prompt)
     with folder.journal() as journal:
-        responses, sampled = _sample(run, iteration, engines, journal, prompts)
+        responses, sampled = _sample(run, step, engines, journal, prompts)
         # A judge that compares has to see M_t's own responses among them.
         others = [] if voting.panel.pointwise else subjects(run, iteration)
         beside = by_prompt([*others, *responses])
         jobs = [Job(prompt, beside[prompt.id], voting.seed(prompt)) for prompt in prompts]
-        judgements, judged = voting.judge_all(
-            engines, run.model_path(iteration), journal, jobs, "look-ahead judgements"
-        )
+        judgements, judged = voting.judge_all(engines, model, journal, jobs, "look-ahead judgements")
     voting.require_parse_rates(judgements)
     folder.write("responses.jsonl", responses)
     folder.write("judgements.jsonl", judgements)
@@ -38,10 +37,10 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
 
 
 def _sample(
-    run: Run, iteration: int, engines: Engines, journal: Journal, prompts: list[Prompt]
+    run: Run, step: Step, engines: Engines, journal: Journal, prompts: list[Prompt]
 ) -> tuple[list[Response], Summary]:
-    sampling = Sampling(run, iteration, "lookahead")
-    draft = engines.policy(str(run.drafting().stage("model", iteration).path))
+    sampling = Sampling(run, step)
+    draft = engines.policy(str(run.model_folder(Step("draft_train", step.iteration))))
     engine = JournaledEngine(draft, journal, POLICY)
     responses, seconds = sampling.sample_all(engine, prompts, "look-ahead responses", engines.in_flight)
     return responses, engine.summary(seconds)

@@ -20,7 +20,7 @@ from selfreward.judges.verdicts import position_figures
 from selfreward.recipe.judge_settings import MetaSettings
 from selfreward.records import Judgement, Prompt, Rejection, Response, by_prompt, derive_seed
 from selfreward.runs.run import Run
-from selfreward.runs.stages import Summary
+from selfreward.runs.stages import Step, Summary
 from selfreward.runs.stored import META_JUDGE, SEED_OF_META_JUDGE
 from selfreward.selection.pair_selectors import Outcome
 from selfreward.serving.engines import Engines
@@ -28,12 +28,13 @@ from selfreward.stages.pairs import trainable
 from selfreward.text.chat import ChatEncoder, load_tokenizer
 
 
-def stage(run: Run, iteration: int, engines: Engines) -> Summary:
+def stage(run: Run, step: Step, engines: Engines) -> Summary:
     """Writes M_t's comparisons of judgements, and the judge pairs that they make; there may be none."""
-    folder, judgements = run.stage("meta", iteration), run.records("judgements", iteration, Judgement)
+    folder, iteration = run.folder(step), step.iteration
+    judgements = run.records("judgements", iteration, Judgement)
     disputes = _disputes(run, iteration, judgements)
     compared = most_varied(disputes, _settings(run).num)
-    verdicts, speed = _compare(run, iteration, engines, compared)
+    verdicts, speed = _compare(run, step, engines, compared)
     outcomes = _outcomes(run, iteration, disputes, compared, verdicts)
     pairs = [pair for outcome in outcomes if isinstance(outcome, list) for pair in outcome]
     folder.write("records.jsonl", verdicts)
@@ -75,19 +76,17 @@ def _disputes(run: Run, iteration: int, judgements: Sequence[Judgement]) -> list
     return [Dispute.of(prompt, responses[prompt.id], votes) for prompt in prompts]
 
 
-def _compare(
-    run: Run, iteration: int, engines: Engines, disputes: Sequence[Dispute]
-) -> tuple[list[Judgement], Summary]:
+def _compare(run: Run, step: Step, engines: Engines, disputes: Sequence[Dispute]) -> tuple[list[Judgement], Summary]:
     """The verdicts in the order of the disputes, and the speed."""
     if not disputes:
         return [], {}
     meta_judge = MetaJudge(_settings(run), run.recipe.judge)
-    policy = engines.policy(run.model_path(iteration))
-    with run.stage("meta", iteration).journal() as journal:
+    policy = engines.policy(*run.models(step))
+    with run.folder(step).journal() as journal:
         engine = JournaledEngine(policy, journal, META_JUDGE)
 
         async def compare(dispute: Dispute) -> list[Judgement]:
-            seed = derive_seed(run.recipe.seed, iteration, SEED_OF_META_JUDGE, dispute.prompt.id)
+            seed = derive_seed(run.recipe.seed, step.iteration, SEED_OF_META_JUDGE, dispute.prompt.id)
             return await meta_judge.compare(engine, dispute, seed, run.model_name(engine.model))
 
         verdicts, seconds = run_concurrently(

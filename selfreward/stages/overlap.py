@@ -8,7 +8,7 @@ from selfreward.engines.concurrency import run_concurrently
 from selfreward.engines.journaled import JournaledEngine
 from selfreward.records import Judgement, Prompt, Response, by_prompt
 from selfreward.runs.run import Run
-from selfreward.runs.stages import Summary
+from selfreward.runs.stages import Step, Summary
 from selfreward.runs.stored import JUDGE, POLICY
 from selfreward.serving.engines import Engines
 from selfreward.stages import judgements, responses
@@ -17,17 +17,18 @@ from selfreward.stages.judgements import Job
 Judged = tuple[list[Response], list[Judgement]]
 
 
-def sample_and_judge(run: Run, iteration: int, engines: Engines) -> tuple[Summary, Summary]:
+def sample_and_judge(run: Run, sampling_step: Step, judging_step: Step, engines: Engines) -> tuple[Summary, Summary]:
     """Writes the records of the stages responses and judgements, the same as the two would one after the other.
 
     Raises:
         ValueError: the parse rate is below ``judge.min_parse_rate``.
     """
-    sampled, judged = run.stage("responses", iteration), run.stage("judgements", iteration)
+    sampled, judged = run.folder(sampling_step), run.folder(judging_step)
+    iteration, [model] = sampling_step.iteration, run.models(sampling_step)
     voting = judgements.Voting(run, iteration)
-    sampling = responses.Sampling(run, iteration)
+    sampling = responses.Sampling(run, sampling_step)
     anchors = by_prompt(responses.anchors(run, iteration))
-    engine = engines.policy(run.model_path(iteration))
+    engine = engines.policy(model)
     with sampled.journal() as first, judged.journal() as second:
         policy, judge = JournaledEngine(engine, first, POLICY), JournaledEngine(engine, second, JUDGE)
 

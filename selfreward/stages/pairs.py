@@ -21,7 +21,7 @@ from selfreward.records import (
 )
 from selfreward.runs.plan import names
 from selfreward.runs.run import Run
-from selfreward.runs.stages import Summary
+from selfreward.runs.stages import STAGES, Step, Summary
 from selfreward.selection.pair_filters import (
     agreeing,
     anchored,
@@ -39,13 +39,13 @@ from selfreward.stages.implicit import rewards_of
 from selfreward.text.chat import ChatEncoder, fits, load_tokenizer
 
 
-def stage(run: Run, iteration: int, engines: Engines) -> Summary:
-    """Writes pairs and rejections; those of a draft are made without look-ahead.
+def stage(run: Run, step: Step, engines: Engines) -> Summary:
+    """Writes pairs and rejections; those of a draft come before the look-ahead.
 
     Raises:
         ValueError: no prompt made a pair, so that there is nothing to train on.
     """
-    selection, rules = Selection(run, iteration), run.recipe.selection
+    selection, rules = Selection(run, step), run.recipe.selection
     made = [selection.outcome(prompt) for prompt in selection.prompts]
     sources = {prompt.id: prompt.source for prompt in selection.prompts}
     outcomes = capped(made, sources, rules.max_per_prompt, rules.max_per_source)
@@ -55,11 +55,12 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
     paired = sum(isinstance(outcome, list) for outcome in outcomes)
     assert paired + len(rejections) == len(selection.prompts), "every prompt is a pair or a rejection"
 
-    folder = run.stage("pairs", iteration)
+    folder = run.folder(step)
     folder.write("records.jsonl", pairs)
     folder.write("rejections.jsonl", rejections)
     if not pairs:
-        raise ValueError(_no_pairs(iteration, len(outcomes), reasons, run.records("judgements", iteration, Judgement)))
+        judgements = run.records("judgements", step.iteration, Judgement)
+        raise ValueError(_no_pairs(step.iteration, len(outcomes), reasons, judgements))
     return {
         "pairs": len(pairs),
         "prompts_paired": paired,
@@ -74,13 +75,12 @@ def stage(run: Run, iteration: int, engines: Engines) -> Summary:
 class Selection:
     """How the pairs of one iteration come about, from all that was sampled and judged for it."""
 
-    def __init__(self, run: Run, iteration: int) -> None:
-        recipe = run.recipe
-        # A draft is what the look-ahead comes from.
-        has = {name for name in names(recipe, iteration) if not (run.draft and name == "lookahead")}
+    def __init__(self, run: Run, step: Step) -> None:
+        recipe, iteration, [model] = run.recipe, step.iteration, run.models(step)
+        has = {*names(recipe, iteration)} & {*STAGES[step.stage].reads}
         self._rules, self._filters = Rules.of(recipe.selection, iteration), recipe.responses
         self._select: Selector = registry.load(recipe.selection.name, registry.SELECTORS, "selector")
-        self._chat = ChatEncoder(load_tokenizer(run.model_path(iteration), recipe.model))
+        self._chat = ChatEncoder(load_tokenizer(model, recipe.model))
         self._options = recipe.training.dpo_options(iteration)
 
         self.prompts = run.records("prompts", iteration, Prompt)

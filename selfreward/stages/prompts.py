@@ -17,9 +17,16 @@ from selfreward.recipe import registry
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Difficulty, Judgement, Prompt, R, Removal, Response, Task, TemplateTrial, by_prompt
 from selfreward.runs.journal import Journal
-from selfreward.runs.plan import keeps_tasks, reads_difficulty, reads_past, searches_templates
-from selfreward.runs.run import RECORDS, Run
-from selfreward.runs.stages import Summary
+from selfreward.runs.run import Run
+from selfreward.runs.stages import (
+    Step,
+    Summary,
+    keeps_tasks,
+    reads_difficulty,
+    reads_past,
+    records_named,
+    searches_templates,
+)
 from selfreward.runtime.progress import console
 from selfreward.serving.engines import Engines
 
@@ -33,13 +40,13 @@ class PromptPool:
     tasks: list[Task]
 
 
-def stage(run: Run, iteration: int, engines: Engines) -> Summary:
+def stage(run: Run, step: Step, engines: Engines) -> Summary:
     """Writes the prompts; where a model made them or filters saw them, also the tasks and what was taken out.
 
     Raises:
         ValueError: bad rows, or no prompt at all.
     """
-    settings, folder = run.recipe.prompts, run.stage("prompts", iteration)
+    settings, folder, iteration = run.recipe.prompts, run.folder(step), step.iteration
     source, pool = load_source(settings), _prompt_pool(run, iteration)
     filters = pool.filters
     with folder.journal() as journal:
@@ -153,7 +160,7 @@ def _tasks(run: Run, t: int) -> list[Task]:
 
 def _kept(run: Run, name: str, t: int, kind: type[R]) -> list[R]:
     """Records that an earlier iteration has if its recipe was like this one's."""
-    stage, file, _ = RECORDS[name]
+    stage, file, _ = records_named(name)
     return run.records(name, t, kind) if (run.stage(stage, t).path / file).is_file() else []
 
 

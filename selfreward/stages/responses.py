@@ -14,26 +14,22 @@ from selfreward.records import Prompt, Response, by_prompt, content_id, derive_s
 from selfreward.runs.folders import StageFolder
 from selfreward.runs.plan import names
 from selfreward.runs.run import Run
-from selfreward.runs.stages import Summary
+from selfreward.runs.stages import Step, Summary
 from selfreward.runs.stored import POLICY
 from selfreward.runtime.atomic import write_bytes
 from selfreward.serving.engines import Engines
 from selfreward.stages.revision import Constitution, demonstrations
 
 
-def stage(run: Run, iteration: int, engines: Engines) -> Summary:
+def stage(run: Run, step: Step, engines: Engines) -> Summary:
     """Writes the responses in the order of the prompts, then of k, each with its revision behind it."""
-    return sample_with(run, iteration, engines, run.model_path(iteration), "responses")
-
-
-def sample_with(run: Run, iteration: int, engines: Engines, model: str, stage: str) -> Summary:
-    """Writes a model's responses to an iteration's prompts."""
-    folder, sampling = run.stage(stage, iteration), Sampling(run, iteration, stage)
-    prompts = run.records("prompts", iteration, Prompt)
+    folder, sampling = run.folder(step), Sampling(run, step)
+    prompts = run.records("prompts", step.iteration, Prompt)
+    [model] = run.models(step)
     policy = engines.policy(model)
     with folder.journal() as journal:
         engine = JournaledEngine(policy, journal, POLICY)
-        responses, seconds = sampling.sample_all(engine, prompts, stage, engines.in_flight)
+        responses, seconds = sampling.sample_all(engine, prompts, step.stage, engines.in_flight)
     write(folder, prompts, responses)
     return summarize(responses) | engine.summary(seconds)
 
@@ -49,14 +45,14 @@ def write(folder: StageFolder, prompts: Sequence[Prompt], responses: Sequence[Re
 class Sampling:
     """How one iteration's responses are sampled."""
 
-    def __init__(self, run: Run, iteration: int, stage: str = "responses") -> None:
-        self._run, self._iteration, self._stage = run, iteration, stage
+    def __init__(self, run: Run, step: Step) -> None:
+        self._run, self._iteration, self._stage = run, step.iteration, step.stage
         settings = run.recipe.responses
         self._params = SamplingParams.of(settings)
         # The numbers of the responses to one prompt; revisions are numbered from n on.
         self.ks = range(settings.n)
         # Those of other models are there to be compared with, as they are.
-        revised = settings.principles is not None and stage == "responses"
+        revised = settings.principles is not None and self._stage == "responses"
         self._constitution = Constitution(settings) if revised else None
 
     def sample_all(

@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import get_model_param_count
 from selfreward.launchers.batch import shared_batch
 from selfreward.records import derive_seed
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.runs.stored import SEED_OF_TRAINING
 from selfreward.runtime.gpus import has_gpu
 from selfreward.runtime.progress import track
@@ -57,12 +58,12 @@ def load_alone(path: str | Path, run: Run, dtype: torch.dtype | None = None) -> 
     return model
 
 
-def checkpoints_folder(run: Run, iteration: int) -> Path:
+def checkpoints_folder(run: Run, step: Step) -> Path:
     """Where a training keeps what it would resume from, until its stage is done."""
-    return run.stage("train", iteration).path / "checkpoints"
+    return run.folder(step).path / "checkpoints"
 
 
-def trainer_options(run: Run, iteration: int, options: dict[str, Any]) -> dict[str, Any]:
+def trainer_options(run: Run, step: Step, options: dict[str, Any]) -> dict[str, Any]:
     """The recipe's options with what the loop decides: where to write, the seed, the precision, the trackers."""
     dtype = run.recipe.model.dtype
     return {
@@ -74,17 +75,17 @@ def trainer_options(run: Run, iteration: int, options: dict[str, Any]) -> dict[s
         "use_cpu": not has_gpu(),
         "dataloader_pin_memory": has_gpu(),
         **options,
-        "output_dir": str(checkpoints_folder(run, iteration)),
+        "output_dir": str(checkpoints_folder(run, step)),
         "save_strategy": "steps",
-        "run_name": f"{run.recipe.name}-{iteration}{'-draft' if run.draft else ''}",
+        "run_name": f"{run.recipe.name}-{step.iteration}{'' if step.stage == 'train' else f'-{step.stage}'}",
         "report_to": run.recipe.tracking.report_to or "none",
-        "seed": derive_seed(run.recipe.seed, iteration, SEED_OF_TRAINING) % 2**31,
+        "seed": derive_seed(run.recipe.seed, step.iteration, SEED_OF_TRAINING) % 2**31,
         # Otherwise the trainer logs an average in the place of a loss that is not a number.
         "logging_nan_inf_filter": False,
     }
 
 
-def arguments(kind: type[Arguments], run: Run, iteration: int, options: dict[str, Any]) -> Arguments:
+def arguments(kind: type[Arguments], run: Run, step: Step, options: dict[str, Any]) -> Arguments:
     """The trainer's arguments, with the recipe's batch shared among the processes that there are.
 
     Raises:
@@ -99,7 +100,7 @@ def arguments(kind: type[Arguments], run: Run, iteration: int, options: dict[str
             )
     # Where the recipe has float32, upstream would take the precision of accelerate's file.
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
-    args = kind(**trainer_options(run, iteration, options))
+    args = kind(**trainer_options(run, step, options))
     # Only now the number of processes is sure.
     for name, value in shared_batch(options, args.world_size).items():
         setattr(args, name, value)
@@ -128,8 +129,8 @@ def _with_relative(options: dict[str, Any]) -> dict[str, Any]:
 class Watch(TrainerCallback):
     """Shows the trainer's steps, and puts its logs into ``metrics.jsonl`` beside the loop's."""
 
-    def __init__(self, run: Run, iteration: int) -> None:
-        self._run, self._place = run, {"iteration": iteration, "stage": run.stage("train", iteration).path.name}
+    def __init__(self, run: Run, step: Step) -> None:
+        self._run, self._place = run, {"iteration": step.iteration, "stage": step.stage}
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
@@ -166,7 +167,7 @@ class Watch(TrainerCallback):
             self._run.log({**self._place, "step": state.global_step, **logs})
 
 
-def train(trainer: Trainer, run: Run, iteration: int) -> dict[str, Any]:
+def train(trainer: Trainer, run: Run, step: Step) -> dict[str, Any]:
     """Trains, from the last whole checkpoint on, and returns the number of steps and the last figures.
 
     Raises:
@@ -175,18 +176,17 @@ def train(trainer: Trainer, run: Run, iteration: int) -> dict[str, Any]:
         DiskFull: the disk has no room for a checkpoint.
     """
     trainer.remove_callback(PrinterCallback)
-    checkpoints, watch = Checkpoints(trainer), Watch(run, iteration)
+    checkpoints, watch = Checkpoints(trainer), Watch(run, step)
     for callback in (checkpoints, watch):
         trainer.add_callback(callback)
-    keep_event_files(trainer, run.path / "tracking" / run.stage("train", iteration).name)
+    keep_event_files(trainer, run.path / "tracking" / run.folder(step).name)
     newest = checkpoints.newest()
     if newest is not None:
         state = TrainerState.load_from_json(str(newest / "trainer_state.json"))
         # Upstream has made numbers of steps out of shares, and would warn of a difference.
         trainer.args.save_steps, trainer.args.logging_steps = state.save_steps, state.logging_steps
         if trainer.is_world_process_zero():
-            folder = run.stage("train", iteration).path
-            run.log({"iteration": iteration, "stage": folder.name, "resumed_from_step": state.global_step})
+            run.log({"iteration": step.iteration, "stage": step.stage, "resumed_from_step": state.global_step})
     with watch:
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     checkpoints.require_end()

@@ -18,8 +18,8 @@ from transformers.distributed.fsdp import is_fsdp_enabled
 from trl import DPOConfig
 
 from selfreward.launchers.batch import DEFAULT_BATCH, PER_DEVICE
-from selfreward.runs.plan import reference_of
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step, reference_of
 from selfreward.runtime.atomic import sync_tree
 from selfreward.runtime.whole_folder import discard
 from selfreward.text.chat import ChatEncoder, load_tokenizer
@@ -54,8 +54,8 @@ DEFAULTS: dict[str, Any] = {
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 
 
-def train_iteration(run: Run, iteration: int) -> dict[str, Any]:
-    """Trains on the iteration's pairs, keeps the adapter in ``train/adapter`` and writes M_{t+1} to ``model``.
+def train_iteration(run: Run, step: Step) -> dict[str, Any]:
+    """Trains on the iteration's pairs, keeps the adapter in the stage's folder and writes M_{t+1} beside it.
 
     An interrupted training goes on from its last checkpoint, an interrupted merge from the adapter.
 
@@ -65,31 +65,31 @@ def train_iteration(run: Run, iteration: int) -> dict[str, Any]:
         DiskFull: the disk has no room for a checkpoint or the model.
         HandoverError: the merged model is not the trained policy.
     """
-    folder = checkpoints_folder(run, iteration)
-    options = with_defaults(DEFAULTS, run.recipe.training.dpo_options(iteration))
-    args = arguments(DPOConfig, run, iteration, options)
+    folder = checkpoints_folder(run, step)
+    options = with_defaults(DEFAULTS, run.recipe.training.dpo_options(step.iteration))
+    args = arguments(DPOConfig, run, step, options)
     summary = trained_before(folder, args)
     if summary is None:
-        summary = train_adapter(run, iteration, args)
+        summary = train_adapter(run, step, args)
     if args.process_index == 0:
-        summary |= merge(run, iteration, folder / "trained")
+        summary |= merge(run, step, folder / "trained")
         _keep_adapter(folder / "trained", folder.with_name("adapter"))
     return summary
 
 
-def train_adapter(run: Run, iteration: int, args: DPOConfig) -> dict[str, Any]:
+def train_adapter(run: Run, step: Step, args: DPOConfig) -> dict[str, Any]:
     """Leaves the adapter in ``train/checkpoints/trained``, marked with the summary, which is returned."""
-    source = run.model_path(iteration)
+    source = run.model_path(step.iteration)
     tokenizer = load_tokenizer(source, run.recipe.model)
-    by_source = rows_by_source(run, iteration)
+    by_source = rows_by_source(run, step)
     every = [row for rows in by_source.values() for row in rows]
     rows, left_out = split(every, ("chosen", "rejected"), ChatEncoder(tokenizer), run.recipe.training.dpo)
     weighed = any(row.get(COLUMN, 1.0) < 1 for row in rows)
     trainer = (ConsistentDPOTrainer if weighed else FiniteDPOTrainer)(
         model=load_model(source, run, **load_options(run.recipe)),
-        ref_model=reference_model(run, iteration, args),
+        ref_model=reference_model(run, step, args),
         args=args,
-        train_dataset=_dataset(rows, checkpoints_folder(run, iteration) / "rows", args),
+        train_dataset=_dataset(rows, checkpoints_folder(run, step) / "rows", args),
         processing_class=tokenizer,
         peft_config=LoraConfig(**{**LORA_DEFAULTS, **run.recipe.training.lora}, task_type="CAUSAL_LM"),
     )
@@ -98,8 +98,8 @@ def train_adapter(run: Run, iteration: int, args: DPOConfig) -> dict[str, Any]:
     if args.precompute_ref_log_probs:
         drop_reference(trainer)
     added = {source: len(rows) for source, rows in by_source.items() if source != "pairs"}
-    summary = {"examples": len(rows), **added, **left_out, **train(trainer, run, iteration)}
-    keep_trained(trainer, checkpoints_folder(run, iteration), summary)
+    summary = {"examples": len(rows), **added, **left_out, **train(trainer, run, step)}
+    keep_trained(trainer, checkpoints_folder(run, step), summary)
     return summary
 
 
@@ -115,16 +115,16 @@ def _dataset(rows: list[dict[str, Any]], folder: Path, args: DPOConfig) -> Datas
     return Dataset.load_from_disk(folder)
 
 
-def reference_model(run: Run, iteration: int, args: DPOConfig) -> PreTrainedModel | None:
+def reference_model(run: Run, step: Step, args: DPOConfig) -> PreTrainedModel | None:
     """The model that DPO measures the policy against, or None where it is M_t: the policy with its adapter off.
 
     Raises:
         ValueError: accelerate is to give weights to the policy alone, and this is a second model.
     """
-    t = reference_of(run.recipe, iteration)
+    t = reference_of(run.recipe, step.iteration)
     # Before the training the policy is not on the GPUs that share it, where TRL computes the reference's figures.
     elsewhere = args.precompute_ref_log_probs and os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    if t == iteration and not elsewhere:
+    if t == step.iteration and not elsewhere:
         return None
     if is_fsdp_enabled():
         raise ValueError(
@@ -135,14 +135,14 @@ def reference_model(run: Run, iteration: int, args: DPOConfig) -> PreTrainedMode
     return load_model(run.model_path(t), run, **load_options(run.recipe)).requires_grad_(False)
 
 
-def merge(run: Run, iteration: int, adapter: Path) -> dict[str, float]:
+def merge(run: Run, step: Step, adapter: Path) -> dict[str, float]:
     """Writes M_{t+1} and the probes, and returns how near it is to the trained policy."""
-    rows = preference_rows(run, iteration)[: NUM_TEXTS // 2]
+    rows = preference_rows(run, step)[: NUM_TEXTS // 2]
     conversations = [[*row["prompt"], *row[side]] for row in rows for side in ("chosen", "rejected")]
-    tokenizer = load_tokenizer(run.model_path(iteration), run.recipe.model)
+    tokenizer = load_tokenizer(run.model_path(step.iteration), run.recipe.model)
     ids = probe_ids(tokenizer, conversations, run.recipe.engine.vllm)
-    previous, policy = merge_adapter(run, iteration, adapter, ids)
-    return prove(run, iteration, ids, previous, policy)
+    previous, policy = merge_adapter(run, step, adapter, ids)
+    return prove(run, step, ids, previous, policy)
 
 
 def _keep_adapter(trained: Path, adapter: Path) -> None:

@@ -12,31 +12,32 @@ from selfreward.prompts.seed_data import read_graded
 from selfreward.records import PreferencePair, derive_seed
 from selfreward.runs.plan import names
 from selfreward.runs.run import Run
+from selfreward.runs.stages import STAGES, Step
 from selfreward.runs.stored import SEED_OF_REHEARSAL, SEED_OF_REPLAY
 from selfreward.text.chat import ChatEncoder, fits
 
 Row = dict[str, Any]
 
 
-def preference_rows(run: Run, iteration: int) -> list[Row]:
+def preference_rows(run: Run, step: Step) -> list[Row]:
     """All rows of an iteration, its own pairs first."""
-    return list(chain.from_iterable(rows_by_source(run, iteration).values()))
+    return list(chain.from_iterable(rows_by_source(run, step).values()))
 
 
-def rows_by_source(run: Run, iteration: int) -> dict[str, list[Row]]:
+def rows_by_source(run: Run, step: Step) -> dict[str, list[Row]]:
     """The rows of ``pairs`` and, where the recipe has them, those ``replayed``, of ``judge_pairs`` and ``rehearsed``.
 
     ``consistency`` is a further column where the recipe asks for it: how far a pair counts as it stands.
     """
-    training = run.recipe.training
-    pairs = run.records("pairs", iteration, PreferencePair)
+    training, stage, iteration = run.recipe.training, STAGES[step.stage], step.iteration
+    pairs = run.records(stage.pairs, iteration, PreferencePair)
     found = {"pairs": [_row(pair) for pair in pairs]}
     if training.replay:
-        found["replayed"] = _replayed(run, iteration, round(training.replay * len(pairs)))
-    if not run.draft and "meta" in names(run.recipe, iteration):
+        found["replayed"] = _replayed(run, step, round(training.replay * len(pairs)))
+    if "meta" in stage.reads and "meta" in names(run.recipe, iteration):
         found["judge_pairs"] = [_row(pair) for pair in run.records("judge_pairs", iteration, PreferencePair)]
     if training.rehearsal:
-        found["rehearsed"] = _rehearsed(run, iteration, round(training.rehearsal * len(pairs)))
+        found["rehearsed"] = _rehearsed(run, step, round(training.rehearsal * len(pairs)))
     if training.consistency != "none":
         counted = {"pairs": consistencies(pairs, of_all=training.consistency == "set")}
         for source, rows in found.items():
@@ -88,15 +89,14 @@ def _row(pair: PreferencePair) -> Row:
     return {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
 
 
-def _replayed(run: Run, iteration: int, num: int) -> list[Row]:
+def _replayed(run: Run, step: Step, num: int) -> list[Row]:
     # A draft of M_{t+1} is trained in the place of M_{t+1}: what it replays are no pairs of drafts.
-    made = Run(run.path, run.recipe)
-    earlier = [pair for t in range(1, iteration) for pair in made.records("pairs", t, PreferencePair)]
-    rng = random.Random(derive_seed(run.recipe.seed, iteration, SEED_OF_REPLAY))
+    earlier = [pair for t in range(1, step.iteration) for pair in run.records("pairs", t, PreferencePair)]
+    rng = random.Random(derive_seed(run.recipe.seed, step.iteration, SEED_OF_REPLAY))
     return [_row(pair) for pair in rng.sample(earlier, min(num, len(earlier)))]
 
 
-def _rehearsed(run: Run, iteration: int, num: int) -> list[Row]:
+def _rehearsed(run: Run, step: Step, num: int) -> list[Row]:
     """Right judgements as chosen *and* rejected.
 
     The preference term is then constant and has no gradient, so that the row adds nothing but the NLL term. That is
@@ -105,7 +105,7 @@ def _rehearsed(run: Run, iteration: int, num: int) -> list[Row]:
     assert run.recipe.seed_data is not None
     assert run.recipe.seed_data.eft is not None
     examples = panel_of(run.recipe).examples(read_graded(run.recipe.seed_data.eft))
-    rng = random.Random(derive_seed(run.recipe.seed, iteration, SEED_OF_REHEARSAL))
+    rng = random.Random(derive_seed(run.recipe.seed, step.iteration, SEED_OF_REHEARSAL))
     chosen = rng.sample(examples, min(num, len(examples)))
     verdicts = [[{"role": "assistant", "content": example.judgement}] for example in chosen]
     return [

@@ -23,7 +23,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 
 from selfreward.records import derive_seed
 from selfreward.runs.run import Run
-from selfreward.runs.stored import SEED_OF_ROUNDING
+from selfreward.runs.stages import SEED_STEP, Step
+from selfreward.runs.stored import PROBES, SEED_OF_ROUNDING
 from selfreward.runtime.whole_folder import require_room, written_whole
 from selfreward.serving.weight_check import LogProbs, Probes, require_merged
 from selfreward.text.chat import load_tokenizer
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def merge_adapter(run: Run, iteration: int, adapter: Path, ids: list[list[int]]) -> tuple[LogProbs, LogProbs]:
+def merge_adapter(run: Run, step: Step, adapter: Path, ids: list[list[int]]) -> tuple[LogProbs, LogProbs]:
     """Adds the adapter to M_t in float32, where the sum is exact enough, and casts once to the recipe's dtype.
 
     Merging in bfloat16 itself shifts the loss (peft#1388).
@@ -49,18 +50,18 @@ def merge_adapter(run: Run, iteration: int, adapter: Path, ids: list[list[int]])
         ValueError: a weight or a log-probability that is not a finite number.
         DiskFull: the disk has no room for the model.
     """
-    source = run.model_path(iteration)
+    source = run.model_path(step.iteration)
     lazy = open_lazily(source, run.recipe.model, _dtype(run))
     if lazy is not None:
         policy = _load_adapter(lazy.model, adapter)
         if merges_by_layer(policy, lazy.weights):
             with weighed(policy, _of_policy(policy, lazy.weights)):
                 figures = _both(policy, ids)
-            _save_lazily(lazy, Merged(policy, lazy.weights).__getitem__, run, source, iteration)
+            _save_lazily(lazy, Merged(policy, lazy.weights).__getitem__, run, source, step)
             return figures
     policy = PeftModel.from_pretrained(load_alone(source, run), str(adapter), torch_device="cpu")
     figures = _both(policy, ids)
-    save_model(policy.merge_and_unload(safe_merge=True), run, source, iteration)
+    save_model(policy.merge_and_unload(safe_merge=True), run, source, step)
     return figures
 
 
@@ -76,24 +77,24 @@ def cast_trained(run: Run, trained: Path, ids: list[list[int]]) -> tuple[LogProb
     if lazy is None:
         model = load_alone(trained, run, torch.float32)
         policy = log_probs(model, ids)
-        save_model(model, run, source, 0)
+        save_model(model, run, source, SEED_STEP)
         return previous, policy
     with weighed(lazy.model, lazy.weights):
         policy = log_probs(lazy.model, ids)
-    _save_lazily(lazy, lazy.weights.__getitem__, run, source, 0)
+    _save_lazily(lazy, lazy.weights.__getitem__, run, source, SEED_STEP)
     return previous, policy
 
 
-def prove(run: Run, iteration: int, ids: list[list[int]], previous: LogProbs, policy: LogProbs) -> dict[str, float]:
+def prove(run: Run, step: Step, ids: list[list[int]], previous: LogProbs, policy: LogProbs) -> dict[str, float]:
     """Reads the saved model back, compares it with the policy and leaves the probes in ``train/probes.json``.
 
     Raises:
         HandoverError: it is not the trained policy, or training changed nothing.
     """
-    merged = _figures(str(run.stage("model", iteration).path), run, ids, _dtype(run))
+    merged = _figures(str(run.model_folder(step)), run, ids, _dtype(run))
     probes = Probes(run.recipe.model.dtype, ids, previous, policy, merged)
     evidence = require_merged(probes)
-    probes.write(run.stage("train", iteration).path / "probes.json")
+    probes.write(run.folder(step).path / PROBES)
     return {"merge_difference": evidence.greatest, "merge_share": evidence.share}
 
 
@@ -149,7 +150,7 @@ class Merged:
         return dict(base.state_dict())
 
 
-def save_model(model: PreTrainedModel, run: Run, source: str, iteration: int) -> None:
+def save_model(model: PreTrainedModel, run: Run, source: str, step: Step) -> None:
     """Writes a whole model in the recipe's dtype, as safetensors, with what it is served with.
 
     Raises:
@@ -157,41 +158,43 @@ def save_model(model: PreTrainedModel, run: Run, source: str, iteration: int) ->
         DiskFull: the disk has no room for it.
     """
     for name, weight in model.named_parameters():
-        weight.data = _cast(name, weight.data, run, iteration)
+        weight.data = _cast(name, weight.data, run, step)
     dtype: Any = _dtype(run)
     model.to(dtype)
-    with _new_model(run, source, iteration, sum(weight.nbytes for weight in model.parameters())) as folder:
+    with _new_model(run, source, step, sum(weight.nbytes for weight in model.parameters())) as folder:
         model.save_pretrained(folder)
 
 
-def _save_lazily(lazy: LazyModel, tensor: Callable[[str], torch.Tensor], run: Run, source: str, iteration: int) -> None:
+def _save_lazily(lazy: LazyModel, tensor: Callable[[str], torch.Tensor], run: Run, source: str, step: Step) -> None:
     """The same, tensor by tensor: ``tensor`` gives the one of a name in float32."""
     dtype = _dtype(run)
     planned = {name: each.to(dtype) if each.is_floating_point() else each for name, each in lazy.tensors.items()}
-    with _new_model(run, source, iteration, sum(each.nbytes for each in planned.values())) as folder:
-        write_shards(folder, planned, lambda name: _cast(name, tensor(name), run, iteration))
+    with _new_model(run, source, step, sum(each.nbytes for each in planned.values())) as folder:
+        write_shards(folder, planned, lambda name: _cast(name, tensor(name), run, step))
         lazy.save_settings(folder, dtype)
 
 
-def _cast(name: str, weight: torch.Tensor, run: Run, iteration: int) -> torch.Tensor:
+def _cast(name: str, weight: torch.Tensor, run: Run, step: Step) -> torch.Tensor:
     """A tensor in the recipe's dtype, rounded alike however the model is split into files."""
     if not weight.is_floating_point():
         return weight
-    weight = round_stochastically(weight, _dtype(run), derive_seed(run.recipe.seed, iteration, SEED_OF_ROUNDING, name))
+    weight = round_stochastically(
+        weight, _dtype(run), derive_seed(run.recipe.seed, step.iteration, SEED_OF_ROUNDING, name)
+    )
     if not bool(weight.isfinite().all()):
-        raise ValueError(f"the trained model of iteration {iteration} has weights that are not numbers. {LOWER}")
+        raise ValueError(f"the trained model of iteration {step.iteration} has weights that are not numbers. {LOWER}")
     return weight.contiguous()
 
 
 @contextmanager
-def _new_model(run: Run, source: str, iteration: int, num_bytes: int) -> Iterator[Path]:
+def _new_model(run: Run, source: str, step: Step, num_bytes: int) -> Iterator[Path]:
     """A folder to write a model's weights and settings into.
 
     It gets the tokenizer and chat template, and its name, once all of it is on the disk.
     """
-    path = run.stage("model", iteration).path
+    path = run.model_folder(step)
     with written_whole(path) as folder:
-        require_room(path, num_bytes, f"the model of iteration {iteration}")
+        require_room(path, num_bytes, f"the model of iteration {step.iteration}")
         yield folder
         load_tokenizer(source, run.recipe.model).save_pretrained(folder)
 

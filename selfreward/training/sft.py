@@ -13,6 +13,7 @@ from selfreward.judges import panel_of
 from selfreward.launchers.batch import DEFAULT_BATCH, PER_DEVICE
 from selfreward.prompts.seed_data import read_demonstrations, read_graded
 from selfreward.runs.run import Run
+from selfreward.runs.stages import SEED_STEP
 from selfreward.text.chat import ChatEncoder, load_tokenizer
 from selfreward.training.common import (
     arguments,
@@ -48,9 +49,9 @@ def train_seed(run: Run) -> dict[str, Any]:
         DiskFull: the disk has no room for a checkpoint or the model.
         HandoverError: the saved model is not the trained one.
     """
-    folder = checkpoints_folder(run, 0)
+    folder = checkpoints_folder(run, SEED_STEP)
     options = with_defaults(DEFAULTS, run.recipe.training.sft)
-    args = arguments(SFTConfig, run, 0, options)
+    args = arguments(SFTConfig, run, SEED_STEP, options)
     summary = trained_before(folder, args)
     if summary is None:
         summary = train_weights(run, args)
@@ -77,8 +78,8 @@ def train_weights(run: Run, args: SFTConfig) -> dict[str, Any]:
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
-    summary = {"examples": len(rows), **left_out, **train(trainer, run, 0)}
-    keep_trained(trainer, checkpoints_folder(run, 0), summary)
+    summary = {"examples": len(rows), **left_out, **train(trainer, run, SEED_STEP)}
+    keep_trained(trainer, checkpoints_folder(run, SEED_STEP), summary)
     return summary
 
 
@@ -88,7 +89,7 @@ def save_seed(run: Run, trained: Path) -> dict[str, float]:
     tokenizer = load_tokenizer(run.model_path(0), run.recipe.model)
     ids = probe_ids(tokenizer, conversations, run.recipe.engine.vllm)
     previous, policy = cast_trained(run, trained, ids)
-    return prove(run, 0, ids, previous, policy)
+    return prove(run, SEED_STEP, ids, previous, policy)
 
 
 def seed_rows(run: Run) -> list[dict[str, Any]]:
