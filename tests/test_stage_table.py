@@ -7,7 +7,7 @@ import pytest
 from small import small_recipe
 
 import selfreward
-from selfreward.estimates.machine import cpu
+from selfreward.estimates.machine import Machine, cpu
 from selfreward.estimates.run_estimate import RunEstimate
 from selfreward.records import Response
 from selfreward.report.status import status
@@ -66,7 +66,7 @@ def test_a_stage_is_a_file_and_an_entry(recipe: Path, entry: Stage) -> None:
     [iteration] = status(run)["iterations"]
     assert iteration["stages"]["shouts"]["state"] == "done"
     assert verify(run.path).problems == []
-    assert [stage.step for stage in RunEstimate(run.recipe, cpu()).stages][-1] == step
+    assert [stage.step for stage in RunEstimate(run.recipe, Machine(1, 0, cpu())).stages][-1] == step
 
 
 def test_an_edit_makes_it_anew(recipe: Path, entry: Stage) -> None:
