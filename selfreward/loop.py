@@ -98,11 +98,7 @@ def perform(run: Run, step: Step, engines: Engines) -> list[tuple[Step, Summary]
         if launch.launch_training(run, step, engines.launcher):
             return [(step, run.folder(step).summary)]
     judging = Step("judgements", step.iteration)
-    if (
-        step.stage == "responses"
-        and panel_of(run.recipe).is_policy
-        and not run.folder(judging).done
-    ):
+    if step.stage == "responses" and panel_of(run.recipe).is_policy and not run.folder(judging).done:
         return perform_together(run, step, judging, engines)
     return [(step, perform_here(run, step, engines))]
 

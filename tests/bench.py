@@ -206,7 +206,7 @@ def bench_judges(rounds: int) -> None:
         cached: dict[str, list[float]] = {name: [] for name in recipes}
         for number in range(rounds + 1):
             for name, recipe in recipes.items():
-                [seat] = Panel(recipe.judge).seats
+                [seat] = Panel(recipe.judge).judges
 
                 async def all_of_them(seat: Any = seat, seed: int = number) -> None:
                     await asyncio.gather(*(seat.vote(engine, p, responses[p.id], seed) for p in prompts))

@@ -12,8 +12,7 @@ from scipy.stats import rankdata
 from selfreward.engines import Completion
 from selfreward.judges import Panel
 from selfreward.judges.ensemble import combine
-from selfreward.judges.label_model import SMOOTHING, learn, posterior
-from selfreward.judges.label_model import START_ACCURACY as START
+from selfreward.judges.label_model import SMOOTHING, START_ACCURACY, learn, posterior
 from selfreward.recipe.judge_settings import MemberSettings, PanelSettings
 from selfreward.records import Prompt, Response
 
@@ -132,7 +131,8 @@ def test_em_finds_the_maximum_that_a_general_optimiser_finds(seed):
 
     def loss(odds):
         accuracies = [1 / (1 + math.exp(-each)) for each in odds]
-        prior = sum(SMOOTHING * (START * math.log(a) + (1 - START) * math.log(1 - a)) for a in accuracies)
+        start = START_ACCURACY
+        prior = sum(SMOOTHING * (start * math.log(a) + (1 - start) * math.log(1 - a)) for a in accuracies)
         total = prior
         for item in items:
             voted = [(vote, a) for vote, a in zip(item, accuracies, strict=True) if vote]
@@ -142,7 +142,7 @@ def test_em_finds_the_maximum_that_a_general_optimiser_finds(seed):
             )
         return -total
 
-    start = [math.log(START / (1 - START))] * 4
+    start = [math.log(START_ACCURACY / (1 - START_ACCURACY))] * 4
     found = [1 / (1 + math.exp(-each)) for each in minimize(loss, start, method="BFGS", options={"gtol": 1e-4}).x]
     assert learn(items) == pytest.approx(found, abs=1e-4)
 
@@ -155,7 +155,7 @@ def test_which_response_is_called_the_first_does_not_matter():
 
 
 def test_judges_that_nobody_can_check_stay_where_they_start():
-    assert learn([(1, 0), (-1, 0), (0, 0)]) == pytest.approx([START, START])
+    assert learn([(1, 0), (-1, 0), (0, 0)]) == pytest.approx([START_ACCURACY, START_ACCURACY])
 
 
 def test_two_judges_that_disagree_cancel_out_even_if_one_says_less():
@@ -223,8 +223,8 @@ def judged(panel: Panel, texts: list[str]):
         responses = [
             Response(f"{prompt.id}-{text}", prompt.id, k, text, "stop", 1, k, "M1") for k, text in enumerate(texts)
         ]
-        for bound in panel.judges:
-            judgements += asyncio.run(bound.vote(Critic(), prompt, responses, panel.seed(bound, 7)))
+        for seat in panel.judges:
+            judgements += asyncio.run(seat.vote(Critic(), prompt, responses, panel.seed(seat, 7)))
     return judgements, panel.scores(judgements)
 
 
@@ -260,7 +260,7 @@ def test_weights_count(tmp_path):
 def test_two_judges_of_one_kind_have_names_and_seeds_of_their_own(tmp_path):
     panel = ensemble(tmp_path, "mean", {"name": "additive"}, {"name": "additive", "weight": 2.0})
     judgements, scores = judged(panel, ["poor", "good"])
-    assert [bound.name for bound in panel.judges] == ["additive.1", "additive.2"]
+    assert [seat.name for seat in panel.judges] == ["additive.1", "additive.2"]
     assert {j.judge for j in judgements} == {"additive.1", "additive.2"}
     assert len({j.seed for j in judgements}) == len({j.id for j in judgements}) == len(judgements) == 16
     assert sorted(set(scores.values())) == [0.0, 1.0]

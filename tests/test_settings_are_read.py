@@ -5,13 +5,15 @@ name, and each error that follows is a reader.
 """
 
 import ast
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mypy import api
 from pydantic import BaseModel
 
 import selfreward
@@ -59,11 +61,11 @@ def read_outside(folder: Path) -> Read:
     (folder / "stubs" / "pydantic").mkdir(parents=True)
     (folder / "stubs" / "pydantic" / "__init__.pyi").write_text(STUB)
     plain = ["--config-file=", "--follow-imports=skip", "--ignore-missing-imports", "--check-untyped-defs"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MYPYPATH", str(folder / "stubs"))
-        found, problems, _ = api.run([str(folder / "selfreward"), f"--cache-dir={folder / 'cache'}", *plain])
-    assert not problems
-    errors = [line for line in found.splitlines() if "/selfreward/recipe/" not in line.partition(":")[0]]
+    command = [sys.executable, "-m", "mypy", str(folder / "selfreward"), f"--cache-dir={folder / 'cache'}", *plain]
+    environment = {**os.environ, "MYPYPATH": str(folder / "stubs")}
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    assert not done.stderr
+    errors = [line for line in done.stdout.splitlines() if "/selfreward/recipe/" not in line.partition(":")[0]]
     return {match.groups() for line in errors if (match := MISSING.search(line))}
 
 

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-
 class Run:
     """A run folder and the recipe that it was made with.
 

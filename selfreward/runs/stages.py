@@ -237,9 +237,7 @@ _EVERY = (
     ),
     Stage(
         "responses",
-        _fixed(
-            *("seed", "model", "engine", "responses.n", "responses.principles", "responses.revisions"), *_SAMPLING
-        ),
+        _fixed(*("seed", "model", "engine", "responses.n", "responses.principles", "responses.revisions"), *_SAMPLING),
         reads=("prompts",),
         records={"responses": (RECORDS_FILE, Response)},
         asks=("responses", "revisions"),

@@ -76,9 +76,7 @@ def _disputes(run: Run, iteration: int, judgements: Sequence[Judgement]) -> list
     return [Dispute.of(prompt, responses[prompt.id], votes) for prompt in prompts]
 
 
-def _compare(
-    run: Run, step: Step, engines: Engines, disputes: Sequence[Dispute]
-) -> tuple[list[Judgement], Summary]:
+def _compare(run: Run, step: Step, engines: Engines, disputes: Sequence[Dispute]) -> tuple[list[Judgement], Summary]:
     """The verdicts in the order of the disputes, and the speed."""
     if not disputes:
         return [], {}

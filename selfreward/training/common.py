@@ -186,9 +186,7 @@ def train(trainer: Trainer, run: Run, step: Step) -> dict[str, Any]:
         # Upstream has made numbers of steps out of shares, and would warn of a difference.
         trainer.args.save_steps, trainer.args.logging_steps = state.save_steps, state.logging_steps
         if trainer.is_world_process_zero():
-            run.log(
-                {"iteration": step.iteration, "stage": step.stage, "resumed_from_step": state.global_step}
-            )
+            run.log({"iteration": step.iteration, "stage": step.stage, "resumed_from_step": state.global_step})
     with watch:
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     checkpoints.require_end()

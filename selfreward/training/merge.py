@@ -178,7 +178,9 @@ def _cast(name: str, weight: torch.Tensor, run: Run, step: Step) -> torch.Tensor
     """A tensor in the recipe's dtype, rounded alike however the model is split into files."""
     if not weight.is_floating_point():
         return weight
-    weight = round_stochastically(weight, _dtype(run), derive_seed(run.recipe.seed, step.iteration, SEED_OF_ROUNDING, name))
+    weight = round_stochastically(
+        weight, _dtype(run), derive_seed(run.recipe.seed, step.iteration, SEED_OF_ROUNDING, name)
+    )
     if not bool(weight.isfinite().all()):
         raise ValueError(f"the trained model of iteration {step.iteration} has weights that are not numbers. {LOWER}")
     return weight.contiguous()
