@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType
 from selfreward.errors import Stopped
 from selfreward.launchers.launch import leave_group
 from selfreward.runs.run import Run
+from selfreward.runs.stages import Step
 from selfreward.runtime import shutdown
 from selfreward.training import dpo, sft
 from selfreward.training.common import arguments
@@ -43,7 +44,7 @@ def train(job: str) -> None:
     if step:
         shutdown.stop = InStep(int(step[0]))
     try:
-        dpo.train_iteration(run, int(iteration)) if int(iteration) else sft.train_seed(run)
+        dpo.train_iteration(run, Step("train", int(iteration))) if int(iteration) else sft.train_seed(run)
         assert not step
     except Stopped:
         assert step

@@ -50,6 +50,12 @@ def test_nothing_heavy_is_imported_before_it_is_needed(statement):
     assert result.stdout.strip() == "[]"
 
 
+def test_what_is_for_programs_is_json() -> None:
+    """Also behind the redaction of what is printed, which takes some names for those of keys."""
+    result = selfreward("plan", RECIPE, "--json")
+    assert json.loads(result.stdout)["serving"]["bytes_per_token"] > 0
+
+
 def test_check_prints_the_plan():
     result = selfreward("check", RECIPE, "iterations=2")
     assert result.returncode == 0

@@ -25,7 +25,7 @@ from selfreward.estimates.tables import as_dict, lines
 from selfreward.launchers.layout import Layout
 from selfreward.recipe.engine_settings import ModelSettings
 from selfreward.runs.run import Run
-from selfreward.runs.stages import Step
+from selfreward.runs.stages import STAGES, Step
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART, LLAMA = ROOT / "recipes/quickstart/run.yaml", ROOT / "recipes/llama-3.1-8b-instruct/run.yaml"
@@ -147,7 +147,7 @@ def test_more_gpus_to_a_replica_divide_weights_and_cache(published: dict[str, Mo
     served = estimate(published["Llama-3.1-8B"], gpus(8, 80, nodes=2), *options).serving
     assert (served.replicas, served.devices) == (4, 4)
     assert served.weights == 16_060_522_496 // 4
-    assert served.bytes_a_token == 131_072 // 4 // 2
+    assert served.bytes_per_token == 131_072 // 4 // 2
     # With as many GPUs as 16, two have the same one of 8 heads.
     assert read(published["Llama-3.1-8B"]).kv_bytes("bfloat16", tensor=16) == 131_072 // 8
 
@@ -384,11 +384,11 @@ def test_on_a_cpu_the_engine_that_is_kept_shares_the_memory(tmp_path: Path) -> N
 
 def test_requests_of_a_stage_and_what_they_share() -> None:
     recipe = selfreward.load_recipe(LLAMA)
-    assert of_a_prompt(recipe, "responses", 1) == [Requests(4, 1024, 1)]
+    assert of_a_prompt(recipe, STAGES["responses"], 1) == [Requests(4, 1024, 1)]
     # Four responses with three votes each, which share the judge prompt.
-    assert of_a_prompt(recipe, "judgements", 1) == [Requests(12, 512, 4, answers=1, instructions=1)]
+    assert of_a_prompt(recipe, STAGES["judgements"], 1) == [Requests(12, 512, 4, answers=1, instructions=1)]
     other = selfreward.load_recipe(LLAMA, ["judge.name=expected_score", "judge.expected.think=false"])
-    [asked] = of_a_prompt(other, "judgements", 1)
+    [asked] = of_a_prompt(other, STAGES["judgements"], 1)
     assert not asked.written
 
 

@@ -225,7 +225,7 @@ def test_a_built_in_judge_is_one_file_and_one_line(built_in: Path, monkeypatch: 
 
     killed(built_in, after=7)
     path = recipe.run_dir / recipe.name
-    assert not (path / "iter_1" / "judgements" / "done.json").exists()
+    assert not Run.open(path).stage("judgements", 1).done
     monkeypatch.delitem(registry.JUDGES, "pass")
     for words in (["check", built_in, *OVERRIDES], ["plan", built_in, *OVERRIDES], ["run", built_in, *OVERRIDES]):
         refused = CliRunner().invoke(app, [*map(str, words)])
@@ -246,3 +246,8 @@ def test_a_built_in_judge_is_one_file_and_one_line(built_in: Path, monkeypatch: 
     command("verify", path)
     [pair, *_] = (path / "iter_1" / "pairs" / "records.jsonl").read_text().splitlines()
     assert "judge      pass" in command("trace", path, json.loads(pair)["id"])
+    # Without its line the records are still there and whole; their scores can't be counted again, which is told.
+    monkeypatch.delitem(registry.JUDGES, "pass")
+    assert "no judge is called 'pass'" in command("verify", path)
+    assert "judge      pass" in command("trace", path, json.loads(pair)["id"])
+    assert "judge.options of pass" not in reference_docs.markdown(Recipe)

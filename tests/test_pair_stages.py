@@ -367,7 +367,7 @@ def unrewarded(copy: Run) -> Run:
 
 def test_the_implicit_reward_is_the_difference_that_two_models_make(unrewarded: Run) -> None:
     with Engines(unrewarded) as engines:
-        summary = implicit.stage(unrewarded, 2, engines)
+        summary = implicit.stage(unrewarded, Step("implicit", 2), engines)
     prompts = {p.id: p for p in unrewarded.records("prompts", 2, Prompt)}
     responses = unrewarded.records("responses", 2, Response)
     records = unrewarded.records("implicit", 2, ImplicitReward)
@@ -418,12 +418,12 @@ def test_an_implicit_reward_that_was_told_is_not_asked_again(unrewarded: Run) ->
     assert probes is not None
     Asked.asked, Asked.fails = 0, len(probes.ids) + 5
     with pytest.raises(ConnectionError), Engines(unrewarded) as engines:
-        implicit.stage(unrewarded, 2, engines)
+        implicit.stage(unrewarded, Step("implicit", 2), engines)
     told = (unrewarded.stage("implicit", 2).path / "journal.jsonl").read_bytes().count(b"\n")
     assert 0 < told < len(texts)
     Asked.asked, Asked.fails = 0, None
     with Engines(unrewarded) as engines:
-        implicit.stage(unrewarded, 2, engines)
+        implicit.stage(unrewarded, Step("implicit", 2), engines)
     assert Asked.asked == len(probes.ids) + 2 * len(texts) - told
 
 

@@ -112,9 +112,9 @@ def test_a_reference_without_weights_is_refused(tmp_path: Path, tiny_random_mode
     run = make_run(tmp_path, tiny_random_model, iterations=2, reference="seed", **FOUR)
     args = arguments(DPOConfig, run, Step("train", 2), dpo.with_defaults(dpo.DEFAULTS, run.recipe.training.dpo))
     monkeypatch.setattr(dpo, "is_fsdp_enabled", lambda: True)
-    assert dpo.reference_model(run, 1, args) is None
+    assert dpo.reference_model(run, Step("train", 1), args) is None
     with pytest.raises(ValueError, match="fsdp_cpu_ram_efficient_loading is true, and the reference is a second model"):
-        dpo.reference_model(run, 2, args)
+        dpo.reference_model(run, Step("train", 2), args)
 
 
 def launch(config: Path, *arguments: str | Path, num: int = 2) -> None:

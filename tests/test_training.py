@@ -135,7 +135,7 @@ def test_weights_that_are_not_numbers_become_no_model(tmp_path, tiny_random_mode
     # No probe has this token.
     model.get_input_embeddings().weight.data[-1] = torch.nan
     with pytest.raises(ValueError, match="the trained model of iteration 1 has weights that are not numbers"):
-        merge.save_model(model, run, str(tiny_random_model), 1)
+        merge.save_model(model, run, str(tiny_random_model), Step("train", 1))
     assert not run.stage("model", 1).path.exists()
 
 

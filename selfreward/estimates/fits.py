@@ -101,13 +101,13 @@ def _cache(estimate: RunEstimate) -> Need | None:
     served = estimate.serving
     if served.given is None:
         return None
-    needs = served.max_model_len * served.bytes_a_token
+    needs = served.max_model_len * served.bytes_per_token
     return Need(f"one sequence of {served.max_model_len:,} tokens", needs, served.given, "the KV cache")
 
 
 def _serving(estimate: RunEstimate) -> Need | None:
     served, device = estimate.serving, estimate.machine.device
-    cache = served.max_model_len * served.bytes_a_token if served.given is None else served.given
+    cache = served.max_model_len * served.bytes_per_token if served.given is None else served.given
     needs = served.weights + served.computing + served.overhead + cache
     where = "main memory" if device.is_cpu else f"each {device.name}, of which vLLM may take this much"
     return Need("serving", needs * (served.replicas if device.is_cpu else 1), served.budget, where)
@@ -155,7 +155,7 @@ def _for_serving(estimate: RunEstimate) -> Iterator[Settings]:
         tensor *= 2
     if served.given is not None:
         shorter = min(least, served.max_model_len)
-        yield (f"{key}max_model_len={shorter}", f"{key}kv_cache_memory_bytes={shorter * served.bytes_a_token}")
+        yield (f"{key}max_model_len={shorter}", f"{key}kv_cache_memory_bytes={shorter * served.bytes_per_token}")
 
 
 def _for_the_seed(estimate: RunEstimate) -> Iterator[Settings]:

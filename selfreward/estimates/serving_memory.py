@@ -35,14 +35,14 @@ class Serving:
     computing: int
     overhead: int
     cache: int
-    bytes_a_token: int
+    bytes_per_token: int
     max_model_len: int
     max_num_seqs: int
     given: int | None
 
     @property
     def cached_tokens(self) -> int:
-        return max(0, self.cache) // self.bytes_a_token
+        return max(0, self.cache) // self.bytes_per_token
 
     @property
     def sequences(self) -> float:
@@ -83,7 +83,7 @@ def serving(recipe: Recipe, sizes: Architecture, replicas: int, device: Device) 
         computing=computing,
         overhead=overhead,
         cache=budget - weights - computing - overhead if given is None else given,
-        bytes_a_token=token,
+        bytes_per_token=token,
         max_model_len=longest,
         max_num_seqs=num_seqs,
         given=given,

@@ -79,7 +79,7 @@ class Server:
         served, active = self.served, self.sizes.active / self.served.devices
         room = max(1.0, served.cached_tokens / length)
         at_once = min(served.max_num_seqs, room, self.recipe.engine.max_in_flight * self.recipe.responses.n)
-        moved = active * BYTES_A_WEIGHT[self.recipe.model.dtype] + at_once * length / 2 * served.bytes_a_token
+        moved = active * BYTES_A_WEIGHT[self.recipe.model.dtype] + at_once * length / 2 * served.bytes_per_token
         step = max(
             moved / (self.device.bandwidth * OF_BANDWIDTH),
             at_once * 2 * active / (self.device.flops * OF_FLOPS_READING),

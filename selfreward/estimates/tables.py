@@ -86,7 +86,7 @@ def _serving(estimate: RunEstimate) -> Iterator[str]:
     split = f", each on {served.devices} GPUs" if served.devices > 1 else ""
     parts = {"weights": served.weights, "computing": served.computing, "overhead": served.overhead}
     yield f"serving    {served.replicas} {_many('replica', served.replicas)}{split}: {_parts(parts)} on each device"
-    room = f"{served.cached_tokens:,} tokens of {served.bytes_a_token / 1024:,.1f} KiB"
+    room = f"{served.cached_tokens:,} tokens of {served.bytes_per_token / 1024:,.1f} KiB"
     longest = f"{served.sequences:,.1f} sequences of {served.max_model_len:,}"
     yield f"           KV cache {_bytes(max(0, served.cache))}: {room}, or {longest}"
 
