@@ -14,6 +14,7 @@ from selfreward.prompts.dataset import read_held_out, read_tasks
 from selfreward.prompts.filters.base import Filters
 from selfreward.prompts.seed_data import read_demonstrations, read_graded
 from selfreward.recipe import registry, upstream
+from selfreward.recipe.engine_facts import engine_facts
 from selfreward.recipe.engine_settings import ModelSettings
 from selfreward.recipe.judge_settings import SelectionSettings
 from selfreward.recipe.prompt_settings import PromptSettings
@@ -85,11 +86,13 @@ def require_engine(recipe: Recipe) -> None:
     require_quantization(recipe)
     if all(STAGES[step.stage].trains for step in plan(recipe)):
         return
-    if "vllm" in {engine.name for engine in recipe.engines} and importlib.util.find_spec("vllm") is None:
-        raise ValueError(
-            'engine.name is vllm, which is not installed. Install it (pip install "selfreward[vllm]"), '
-            "or set engine.name to transformers"
-        )
+    for name in dict.fromkeys(engine.name for engine in recipe.engines):
+        library = engine_facts(name).library
+        if library is not None and importlib.util.find_spec(library) is None:
+            raise ValueError(
+                f'engine.name is {name}, which is not installed. Install it (pip install "selfreward[{library}]"), '
+                "or set engine.name to transformers"
+            )
 
 
 def check_model(key: str, settings: ModelSettings) -> None:

@@ -84,6 +84,7 @@ class OpenAIEngine:
     """
 
     own_model = True
+    is_client = True
     # Chat completions always begin a new answer.
     takes_prefix = False
 

@@ -52,6 +52,8 @@ class VLLMEngine:
     """Implements :class:`selfreward.engines.base.Engine` with ``vllm.LLMEngine``."""
 
     own_model = False
+    library = "vllm"
+    sleep_option = "enable_sleep_mode"
 
     def __init__(self, model_path: str, model: ModelSettings, settings: EngineSettings) -> None:
         """Starts vLLM; a core in its own process ends with the thread that calls this.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from selfreward.recipe.engine_facts import engine_facts
 from selfreward.recipe.engine_settings import EngineSettings
 from selfreward.recipe.launch_settings import LaunchSettings
 from selfreward.recipe.recipe import Recipe
@@ -66,7 +67,7 @@ def replicas(launch: LaunchSettings, engine: EngineSettings, nodes: int, gpus: i
     Raises:
         ValueError: a copy needs more GPUs than a node has.
     """
-    if launch.launcher == "inline" or engine.name == "openai":
+    if launch.launcher == "inline" or engine_facts(engine.name).is_client:
         return 1
     if not gpus:
         return launch.replicas or nodes

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from selfreward.recipe.base import Settings
 from selfreward.recipe.eft_settings import EFTSettings
+from selfreward.recipe.engine_facts import names_own_model
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.recipe.loader import RecipeFile
 from selfreward.recipe.prompt_settings import PromptSettings, RowSettings
@@ -26,8 +27,10 @@ class JobSettings(Settings):
 
     @model_validator(mode="after")
     def _check_model(self) -> Self:
-        if self.engine.name == "openai" and self.model is not None:
-            raise ValueError("engine.name is openai, whose model is engine.openai.model: take model out")
+        if names_own_model(self.engine.name) and self.model is not None:
+            raise ValueError(
+                f"engine.name is {self.engine.name}, whose model is engine.{self.engine.name}.model: take model out"
+            )
         return self
 
 

@@ -14,6 +14,8 @@ from selfreward.recipe import registry
 
 # What the policy's engine is asked for; any other has its judge's or its source's needs, and is closed.
 LIFECYCLE = ("logprobs", "reload", "sleep", "close")
+# What a class may say besides, as plain values.
+_DECLARED = ("takes_prefix", "own_model", "is_client", "library", "sleep_option")
 POLICY = ("generate", *LIFECYCLE)
 _WORDS = {
     "generate": "generate text",
@@ -29,11 +31,16 @@ class EngineFacts:
 
     ``can`` has its methods, and ``prefix`` where ``option_probs`` takes the beginning of an answer (its class says
     ``takes_prefix = False`` where it doesn't). ``own_model``: True where its own settings name what it serves, False
-    where a judge has to name its model, None where either will do.
+    where a judge has to name its model, None where either will do. ``is_client``: a server does the work, so that one
+    engine in this process is enough, and needs no GPU. ``library`` has to be installed besides what is required.
+    ``sleep_option`` of the engine's own block lets it give back its memory and come back.
     """
 
     can: frozenset[str]
     own_model: bool | None
+    is_client: bool = False
+    library: str | None = None
+    sleep_option: str | None = None
 
 
 def engine_facts(name: str) -> EngineFacts:
@@ -47,9 +54,15 @@ def engine_facts(name: str) -> EngineFacts:
     else:
         kind = registry.load(name, registry.ENGINES, "engine")
         methods = frozenset(method for method in (*_WORDS, *LIFECYCLE) if callable(getattr(kind, method, None)))
-        values = {key: getattr(kind, key) for key in ("takes_prefix", "own_model") if hasattr(kind, key)}
+        values = {key: getattr(kind, key) for key in _DECLARED if hasattr(kind, key)}
     prefix = {"prefix"} if "option_probs" in methods and values.get("takes_prefix", True) else set()
-    return EngineFacts(methods | prefix, values.get("own_model"))
+    facts = {key: values[key] for key in _DECLARED[2:] if key in values}
+    return EngineFacts(methods | prefix, values.get("own_model"), **facts)
+
+
+def names_own_model(name: str) -> bool:
+    """Whether an engine that comes with selfreward has in its own settings what it serves. Imports nothing."""
+    return name in registry.ENGINES and engine_facts(name).own_model is True
 
 
 def require_methods(name: str, needs: Iterable[str], role: str) -> None:

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from selfreward.recipe import registry
 from selfreward.recipe.base import PositiveInt, Settings
+from selfreward.recipe.engine_facts import names_own_model
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings, SamplingSettings
 from selfreward.recipe.filter_settings import FilterSettings, Share
 from selfreward.recipe.loader import OptionError, RecipeFile, RecipePath, is_stored, shown, suggest
@@ -272,9 +273,10 @@ class SourceSettings(RowSettings):
                 f"by is {self.by}, and there is {'no' if self.by == 'teacher' else 'a'} `model` or `engine`: a "
                 "teacher and its model or engine go together"
             )
-        if name == "openai" and self.model is not None:
-            raise ValueError("engine.name is openai, whose model is engine.openai.model: take model out")
-        if name is not None and name != "openai" and self.model is None:
+        has_own = name is not None and names_own_model(name)
+        if has_own and self.model is not None:
+            raise ValueError(f"engine.name is {name}, whose model is engine.{name}.model: take model out")
+        if name is not None and not has_own and self.model is None:
             raise ValueError(f"engine.name is {name}, and model is missing: name the teacher's model")
         return self
 

@@ -18,6 +18,7 @@ from selfreward.launchers import launch
 from selfreward.launchers.base import Launcher
 from selfreward.launchers.layout import GPUSlot, gpu_slot, replicas
 from selfreward.launchers.logs import Log
+from selfreward.recipe.engine_facts import engine_facts
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.runs.run import Run
 from selfreward.serving import weight_check
@@ -130,9 +131,11 @@ class Engines:
         prove: Prove = lambda engine: None,
     ) -> ReplicaPool:
         """Engines that serve a model: as many as the launcher has room for, or one in this process."""
-        if self._recipe.launch.keep_engine and self.launcher.gpus and settings.name == "vllm":
-            settings = settings.model_copy(update={"vllm": {**settings.vllm, "enable_sleep_mode": True}})
-        if not self.launcher.out_of_process or settings.name == "openai":
+        facts = engine_facts(settings.name)
+        if self._recipe.launch.keep_engine and self.launcher.gpus and facts.sleep_option is not None:
+            block = {**getattr(settings, settings.name), facts.sleep_option: True}
+            settings = settings.model_copy(update={settings.name: block})
+        if not self.launcher.out_of_process or facts.is_client:
             here = partial(start_here, model, settings)
             return ReplicaPool(model_path, [here], settings.max_restarts, out_of_process=False, prove=prove)
         starts = [
