@@ -13,7 +13,7 @@ class Requests:
     ``num`` texts of at most ``max_tokens`` are written. They share ``distinct`` inputs, which are read once each: a
     prefix cache has them for the next request. An input is so many ``prompts``, ``answers`` and ``instructions``, such
     as a judge's. ``asked`` is who answers: M_t, another model or a server, or a function. Answers that are a token's
-    chances, or a number, are not ``written``.
+    probability, or a number, are not ``written``.
     """
 
     num: int

@@ -74,7 +74,7 @@ class RemoteEngine:
     async def option_probs(
         self, messages: Sequence[Message], prefix: str, options: Sequence[str]
     ) -> list[float] | None:
-        asked = {"messages": list(messages), "begun": prefix, "options": list(options)}
+        asked = {"messages": list(messages), "prefix": prefix, "options": list(options)}
         found: list[float] | None = await self._ask("option_probs", **asked)
         return found
 
@@ -128,7 +128,7 @@ class PipeChannel:
         name: of the worker, for messages.
         command: the child.
         environment: the child's.
-        stall_timeout: seconds until its first sign of life; once it has given one, SILENCE may be less.
+        stall_timeout: seconds until its first sign of life; once it has given one, SILENCE_TIMEOUT_S may be less.
         log: takes each line of its standard error.
         """
         self._name, self._patience = name, stall_timeout

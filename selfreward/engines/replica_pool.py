@@ -64,7 +64,7 @@ class ReplicaPool:
             model_path: the weights.
             starts: for each replica, what starts it.
             max_restarts: how often each is started again.
-            apart: whether the engines are in other processes, so that they start and end side by side.
+            out_of_process: whether the engines are in other processes, so that they start and end side by side.
             prove: looks at each engine that has a model, before it serves.
 
         Raises:
@@ -73,7 +73,7 @@ class ReplicaPool:
         """
         self._wanted = model_path
         self.replicas = [Replica(start) for start in starts]
-        self._max_restarts, self._apart, self._prove = max_restarts, out_of_process, prove
+        self._max_restarts, self._out_of_process, self._prove = max_restarts, out_of_process, prove
         self._lock = threading.Lock()
         self._closing = False
         self._restarting: list[threading.Thread] = []
@@ -159,8 +159,8 @@ class ReplicaPool:
             self._restarting.pop().join()
 
     def _each(self, work: Callable[[T], None], items: Sequence[T]) -> None:
-        """Does some work with each item, side by side where the engines are apart."""
-        if not self._apart:
+        """Does some work with each item, side by side where the engines have processes of their own."""
+        if not self._out_of_process:
             for item in items:
                 work(item)
             return
@@ -249,7 +249,7 @@ class ReplicaPool:
             if replica.engine is not engine:
                 return
             replica.engine = None
-        if not self._apart:
+        if not self._out_of_process:
             engine.close()
             self._restart(replica, error)
             self._require_one()

@@ -124,7 +124,7 @@ def mean_of(probs: Sequence[float] | None, values: Sequence[float]) -> dict[str,
     """What a distribution says, as the verdict of :func:`make_judgement`.
 
     Args:
-        chances: the probability of each option, or None where the prompt does not fit.
+        probs: the probability of each option, or None where the prompt does not fit.
         values: what each option counts.
 
     Returns:

@@ -41,7 +41,7 @@ class BoundJudge:
         return f"{engine and engine.model_dump_json()} {model and model.model_dump_json()}"
 
     async def vote(self, engine: Sampler, prompt: Prompt, responses: Sequence[Response], seed: int) -> list[Judgement]:
-        """The judgements of some responses to one prompt, under the seat's name."""
+        """The judgements of some responses to one prompt, under its own name."""
         judgements = await self.judge.judge(engine, prompt, responses, seed)
         return [replace(judgement, judge=self.name) for judgement in judgements]
 
@@ -60,7 +60,7 @@ class Panel:
         self.lowest = self.judges[0].facts.lowest if alone else 0.0
 
     def groups(self) -> list[list[BoundJudge]]:
-        """The seats by the engine that serves them, for on a GPU there may be room for one at a time."""
+        """The judges by the engine that serves them, for on a GPU there may be room for one at a time."""
         groups: dict[str, list[BoundJudge]] = {}
         for bound in self.judges:
             groups.setdefault(bound.served_by, []).append(bound)

@@ -43,7 +43,7 @@ WATCH_S = 12.0  # seconds: two beats and some delay
 MAX_TRIES, RETRY_PAUSE_S = (
     20,
     0.025,
-)  # half a second (TRIES * PAUSE): a probe's lock is over by then, and a new holder has its name
+)  # half a second (MAX_TRIES * RETRY_PAUSE_S): a probe's lock is over by then, and a new holder has its name
 SHUTDOWN_TIMEOUT_S = 5.0  # seconds between SIGTERM and the end
 FILE_BYTES = 512  # bytes of the file: always as many, so that a write in place leaves nothing of the one before
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)

@@ -60,7 +60,7 @@ class Engines:
         """The engine that samples, serving the weights at ``model_path``.
 
         Raises:
-            HandoverError: it serves other weights than those that were trained.
+            WeightCheckError: it serves other weights than those that were trained.
         """
         if self._policy is None:
             self.make_room()

@@ -101,7 +101,7 @@ def require_served(probes: Probes, served: LogProbs, model: str) -> Evidence:
     """Compares, and returns what it found.
 
     Raises:
-        HandoverError: the engine's figures are too far from the policy's, or nearer to the model before it.
+        WeightCheckError: the engine's figures are too far from the policy's, or nearer to the model before it.
     """
     evidence, bound = compare(probes, served), BOUNDS[probes.dtype]
     figures = (
@@ -120,7 +120,7 @@ def require_merged(probes: Probes) -> Evidence:
     """Compares the saved model with the policy, and returns what it found.
 
     Raises:
-        HandoverError: training changed nothing, or the saved model is not the trained policy.
+        WeightCheckError: training changed nothing, or the saved model is not the trained policy.
     """
     if _flat(probes.policy) == _flat(probes.previous):
         raise WeightCheckError(

@@ -63,7 +63,7 @@ def train_iteration(run: Run, step: Step) -> dict[str, Any]:
         ValueError: a loss or a weight that is not a number.
         Stopped: the process was asked to stop before the last step.
         DiskFull: the disk has no room for a checkpoint or the model.
-        HandoverError: the merged model is not the trained policy.
+        WeightCheckError: the merged model is not the trained policy.
     """
     folder = checkpoints_folder(run, step)
     options = with_defaults(DEFAULTS, run.recipe.training.dpo_options(step.iteration))

@@ -89,7 +89,7 @@ def prove(run: Run, step: Step, ids: list[list[int]], previous: LogProbs, policy
     """Reads the saved model back, compares it with the policy and leaves the probes in ``train/probes.json``.
 
     Raises:
-        HandoverError: it is not the trained policy, or training changed nothing.
+        WeightCheckError: it is not the trained policy, or training changed nothing.
     """
     merged = _figures(str(run.model_folder(step)), run, ids, _dtype(run))
     probes = Probes(run.recipe.model.dtype, ids, previous, policy, merged)

@@ -47,7 +47,7 @@ def train_seed(run: Run) -> dict[str, Any]:
         ValueError: bad lines in the data, or a loss or a weight that is not a number.
         Stopped: the process was asked to stop before the last step.
         DiskFull: the disk has no room for a checkpoint or the model.
-        HandoverError: the saved model is not the trained one.
+        WeightCheckError: the saved model is not the trained one.
     """
     folder = checkpoints_folder(run, SEED_STEP)
     options = with_defaults(DEFAULTS, run.recipe.training.sft)

@@ -92,7 +92,7 @@ class ReplicaHost(_Host):
             return {"died": str(error)}
 
     async def hear(self) -> list[str]:
-        """What the worker has printed, at the latest after BEAT seconds: the sign of life of this actor."""
+        """What the worker has printed, at the latest after HEARTBEAT_S seconds: the sign of life of this actor."""
         for _ in range(round(HEARTBEAT_S / 0.1)):
             if not self.lines.empty():
                 break
