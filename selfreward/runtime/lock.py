@@ -40,10 +40,8 @@ TOKEN_VARIABLE = "SELFREWARD_LOCK"  # of the environment: its holder's token mak
 HEARTBEAT_S = 5.0  # seconds between two beats
 POLL_S = 0.5  # seconds between two looks at whether the holder was asked to stop
 WATCH_S = 12.0  # seconds: two beats and some delay
-MAX_TRIES, RETRY_PAUSE_S = (
-    20,
-    0.025,
-)  # half a second (MAX_TRIES * RETRY_PAUSE_S): a probe's lock is over by then, and a new holder has its name
+# Half a second in all: a probe's lock is over by then, and a new holder has its name in the file.
+MAX_TRIES, RETRY_PAUSE_S = 20, 0.025
 SHUTDOWN_TIMEOUT_S = 5.0  # seconds between SIGTERM and the end
 FILE_BYTES = 512  # bytes of the file: always as many, so that a write in place leaves nothing of the one before
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
