@@ -130,7 +130,7 @@ def test_another_reference_leaves_the_memory_once_its_figures_are_known(tmp_path
     monkeypatch.setattr(Run, "log", count)
     for first, loaded in ((False, 2), (True, 1)):
         dpo = {**WHOLE, "precompute_ref_log_probs": first}
-        train_iteration(third_iteration(tmp_path / str(first), models, reference="seed", dpo=dpo), 3)
+        train_iteration(third_iteration(tmp_path / str(first), models, reference="seed", dpo=dpo), Step("train", 3))
         assert set(seen) == {(loaded, 1)}
         seen.clear()
 
