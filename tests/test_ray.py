@@ -215,18 +215,18 @@ def two_gpus() -> Iterator[None]:
 @pytest.mark.usefixtures("two_gpus")
 def test_whose_gpu_is_whose(recipe: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     from selfreward.launchers.ray import cluster as rays
-    from selfreward.launchers.ray.launcher import Ray
+    from selfreward.launchers.ray.launcher import RayLauncher
 
     monkeypatch.setenv("PYTHONPATH", "tests")
     monkeypatch.setattr(rays, "ROOM_TIMEOUT_S", 3.0)
     settings = selfreward.load_recipe(recipe)
-    cluster = Ray(settings)
+    cluster = RayLauncher(settings)
     assert (cluster.nodes, cluster.gpus) == (1, 2)
     printed: list[str] = []
 
     def replica(number: int) -> RemoteEngine:
-        link = cluster.link(f"replica {number}", GPUSlot(0, (number,)), 60.0, printed.append)
-        return RemoteEngine(link, "model", settings.model, settings.engine)
+        channel = cluster.start_worker(f"replica {number}", GPUSlot(0, (number,)), 60.0, printed.append)
+        return RemoteEngine(channel, "model", settings.model, settings.engine)
 
     engines = [replica(0), replica(1)]
     with pytest.raises(EngineDied, match=r"replica 2 found no room .* within 3 s: it needs 1 free GPUs on one node"):
@@ -235,36 +235,36 @@ def test_whose_gpu_is_whose(recipe: Path, monkeypatch: pytest.MonkeyPatch, capfd
     assert {line.split("GPUs ")[1] for line in printed} == {"0", "1"}
     show = Shown("import os; print('GPUs', os.environ['CUDA_VISIBLE_DEVICES'])")
     # Engines that sleep while it trains keep theirs, as Ray sees it.
-    sharing = Ray(selfreward.load_recipe(recipe, ["launch.keep_engine=true"]))
-    assert wait(sharing.gang(show, {})) == 0
+    sharing = RayLauncher(selfreward.load_recipe(recipe, ["launch.keep_engine=true"]))
+    assert wait(sharing.start_training(show, {})) == 0
     assert "GPUs 0,1" in capfd.readouterr().err
     for engine in engines:
         engine.close()
-    assert wait(cluster.gang(show, {})) == 0
+    assert wait(cluster.start_training(show, {})) == 0
     assert "GPUs 0,1" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("two_gpus")
 def test_how_a_training_ends(recipe: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    from selfreward.launchers.ray import training_job as gangs
-    from selfreward.launchers.ray.launcher import Ray
+    from selfreward.launchers.ray import training_job
+    from selfreward.launchers.ray.launcher import RayLauncher
 
-    monkeypatch.setattr(gangs, "NODE_DEATH_TIMEOUT_S", 1.0)
-    cluster = Ray(selfreward.load_recipe(recipe))
-    assert wait(cluster.gang(Shown("print('last words'); raise SystemExit(7)"), {})) == 7
+    monkeypatch.setattr(training_job, "NODE_DEATH_TIMEOUT_S", 1.0)
+    cluster = RayLauncher(selfreward.load_recipe(recipe))
+    assert wait(cluster.start_training(Shown("print('last words'); raise SystemExit(7)"), {})) == 7
     assert "last words" in capfd.readouterr().err
     deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('begun', flush=True); time.sleep(600)"
-    gang = cluster.gang(Shown(deaf), {MARK: "deaf"})
-    seconds_until(lambda: gang.poll() is not None or "begun" in capfd.readouterr().err)
-    gang.kill()
+    job = cluster.start_training(Shown(deaf), {MARK: "deaf"})
+    seconds_until(lambda: job.poll() is not None or "begun" in capfd.readouterr().err)
+    job.kill()
     seconds_until(lambda: not left("deaf"))
-    gang = cluster.gang(Shown("import time; time.sleep(600)"), {MARK: "host"})
+    job = cluster.start_training(Shown("import time; time.sleep(600)"), {MARK: "host"})
     children = left("host")
     [host] = [each for each in psutil.process_iter() if each.name().startswith("ray::Training")]
     host.kill()
     with pytest.raises(NodeLost, match=r"the training lost node [\d.]+: its worker process has died"):
-        seconds_until(lambda: gang.poll() is not None)
-    gang.kill()
+        seconds_until(lambda: job.poll() is not None)
+    job.kill()
     assert children
     seconds_until(lambda: not left("host"))
 
