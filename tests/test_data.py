@@ -198,6 +198,7 @@ def test_a_push_that_fails_costs_nothing_and_says_so(rows: Path, tmp_path: Path)
     ("overrides", "message"),
     [
         (["prompts.source=curriculum", "prompts.num=3"], "asks how a loop's models did"),
+        (["engine.name=classifier"], "engine.name is classifier, which generates nothing"),
         (["prompts.source=self_instruct"], "num is missing"),
         (["engine.name=openai"], "needs engine.openai"),
         (["prompts.by=seed"], "by is seed, and a data set has one model"),

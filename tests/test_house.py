@@ -13,6 +13,7 @@ from typing import Any
 import networkx as nx
 
 import selfreward
+from selfreward import errors
 from selfreward.records import Prompt, Response
 
 ROOT = Path(__file__).parents[1]
@@ -99,3 +100,10 @@ def test_only_the_registry_imports_by_name() -> None:
         assert not {each for each in called if each.rpartition(".")[2] in ("import_module", "__import__")}, name
         strings = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
         assert not {text for text in strings if re.fullmatch(r"selfreward(\.\w+)+:\w+", text)}, name
+
+
+def test_each_end_of_a_run_has_an_exit_status_of_its_own() -> None:
+    kinds = {name: each for name, each in vars(errors).items() if inspect.isclass(each)}
+    named = {each for each in kinds.values() if issubclass(each, errors.SelfrewardError)} - {errors.SelfrewardError}
+    assert named == {*errors.BY_EXIT_STATUS.values()}
+    assert all(errors.BY_EXIT_STATUS[kind.exit_status] is kind for kind in named)

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from selfreward.recipe.base import Settings
 from selfreward.recipe.eft_settings import EFTSettings
-from selfreward.recipe.engine_facts import names_own_model
+from selfreward.recipe.engine_facts import engine_facts, names_own_model
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings
 from selfreward.recipe.loader import RecipeFile
 from selfreward.recipe.prompt_settings import PromptSettings, RowSettings
@@ -31,6 +31,8 @@ class JobSettings(Settings):
             raise ValueError(
                 f"engine.name is {self.engine.name}, whose model is engine.{self.engine.name}.model: take model out"
             )
+        if "generate" not in engine_facts(self.engine.name).can:
+            raise ValueError(f"engine.name is {self.engine.name}, which generates nothing, and a data set is written")
         return self
 
 
