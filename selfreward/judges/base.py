@@ -14,6 +14,7 @@ from selfreward.engines import Completion, Sampler
 from selfreward.engines.model_requests import Requests
 from selfreward.recipe.judge_facts import JudgeFacts
 from selfreward.recipe.judge_settings import JudgeSettings
+from selfreward.recipe.own_options import own_options
 from selfreward.records import Graded, Judgement, Message, Prompt, Response, content_id
 
 # Of the judges that write their own prompts; a recipe names a file of its own in their place.
@@ -54,7 +55,7 @@ class Judge:
             ValueError: settings or files that this judge can't work with.
         """
         self.settings = settings
-        self.options: Any = self.own_settings(settings)
+        self.options: Any = own_options(self.Options, settings.options)
 
     @classmethod
     def facts(cls, settings: JudgeSettings) -> JudgeFacts:
@@ -68,15 +69,6 @@ class Judge:
         Raises:
             ValueError: settings that this judge can't work with.
         """
-
-    @classmethod
-    def own_settings(cls, settings: JudgeSettings) -> BaseModel | None:
-        """``judge.options`` as ``Options`` has them, or None where there is no such class.
-
-        Raises:
-            ValidationError: options that do not fit.
-        """
-        return None if cls.Options is None else cls.Options.model_validate(settings.options or {})
 
     @classmethod
     def requests(cls, settings: JudgeSettings, num: int) -> list[Requests]:

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from selfreward.recipe import strict_yaml
 from selfreward.recipe.base import Settings
-from selfreward.recipe.loader import shown, suggest
+from selfreward.recipe.loader import VALUE_ERROR, bad_value, shown, suggest
 
 _FORM = "Write a list whose items are {name: accuracy, description: All that it says is true., weight: 2}"
 
@@ -80,11 +80,11 @@ def _criterion(place: str, row: Any) -> Criterion:
 
 
 def _message(problem: dict[str, Any]) -> str:
-    key, text = ".".join(map(str, problem["loc"])), str(problem["msg"])
+    key = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key. {suggest(key, list(Criterion.model_fields))}"
     if problem["type"] == "missing":
         return f"{key}: missing. {_FORM}"
     if problem["type"] == "value_error":
-        return f"{key}: {text.removeprefix('Value error, ')}"
-    return f"{key}: {text[0].lower()}{text[1:]}, and the value is {shown(problem['input'])}"
+        return f"{key}: {str(problem['msg']).removeprefix(VALUE_ERROR)}"
+    return f"{key}: {bad_value(problem)}"

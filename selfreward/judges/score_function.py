@@ -29,9 +29,7 @@ class ScoreFunction:
     It runs in the run's own process, in no sandbox.
     """
 
-    def __init__(
-        self, name: str, kind: Literal["verifier", "scorer"], options: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, name: str, kind: Kind, options: Mapping[str, Any] | None = None) -> None:
         """Raises ValueError for a function that can't be found or called, or options that it does not take."""
         self._name = f"{kind} {name}"
         self._function: Callable[..., object] = registry.load(name, registry.VERIFIERS, kind)

@@ -13,6 +13,7 @@ from selfreward.engines.concurrency import map_concurrently
 from selfreward.engines.model_requests import Requests
 from selfreward.prompts.filters.base import Filters, Kind
 from selfreward.recipe import registry
+from selfreward.recipe.own_options import own_options
 from selfreward.recipe.prompt_settings import SourceSettings
 from selfreward.records import Difficulty, Task, TemplateTrial, derive_seed
 from selfreward.runs.stored import SEED_OF_PROMPTS
@@ -96,7 +97,7 @@ class PromptSource:
     A class of a user's needs no parent, only ``check`` and ``tasks``. All else is what other code asks of a source. A
     class that does not say it is taken for one that has a model write prompts, and whose tasks filters may not see.
 
-    - ``Options``: the settings class of ``prompts.options``, a pydantic model; :meth:`own_settings` reads them.
+    - ``Options``: the settings class of ``prompts.options``, a pydantic model; ``self.options`` is one.
     - ``reads_rows``: whether it needs ``path`` or ``hub``.
     - ``reads_past``: whether an iteration's tasks depend on those of earlier ones, which the context has then; such a
       source could go on for ever, and needs ``num``.
@@ -126,15 +127,6 @@ class PromptSource:
         Raises:
             ValueError: settings that the source can't work with.
         """
-
-    @classmethod
-    def own_settings(cls, settings: SourceSettings) -> Any:
-        """``prompts.options`` as ``Options`` has them, or None where there is no such class.
-
-        Raises:
-            ValueError: options that do not fit.
-        """
-        return None if cls.Options is None else cls.Options.model_validate(settings.options or {})
 
     @classmethod
     def asks_model(cls, settings: SourceSettings) -> bool:
@@ -174,7 +166,7 @@ class PromptSource:
     def __init__(self, settings: SourceSettings) -> None:
         """Reads its part of the recipe."""
         self.settings = settings
-        self.options: Any = self.own_settings(settings)
+        self.options: Any = own_options(self.Options, settings.options)
 
     def check(self) -> None:
         """Looks at files and templates before a run begins.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from selfreward.recipe import registry
 from selfreward.recipe.base import PositiveInt, Settings
@@ -14,7 +14,8 @@ from selfreward.recipe.effects import Effect
 from selfreward.recipe.engine_facts import engine_facts, require_methods, require_needs
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings, SamplingSettings
 from selfreward.recipe.judge_facts import JudgeFacts, Need
-from selfreward.recipe.loader import OptionError, RecipeFile, is_stored, shown
+from selfreward.recipe.loader import RecipeFile, bad_value, is_stored, shown
+from selfreward.recipe.own_options import check_own_options
 
 # Several judges in one, which is no class.
 ENSEMBLE = "ensemble"
@@ -194,23 +195,12 @@ class JudgeSettings(SamplingSettings):
         for key in OWN_SETTINGS:
             if uses is not None and key not in uses and key in self._own_settings():
                 raise ValueError(f"{key} {_owners(key)}, and name is {self.name}. Take one of the two out")
-        if self.options is not None and (kind is None or kind.Options is None):
-            raise OptionError("options", f"{self.name} has no settings of its own. Take options out")
+        check_own_options(None if kind is None else kind.Options, self.options, self.name, self._bad_option)
         if kind is not None:
-            self._check_options(kind)
             kind.check(self)
 
-    def _check_options(self, kind: Any) -> None:
-        try:
-            kind.own_settings(self)
-        except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            text = problem["msg"].removeprefix("Value error, ")
-            raise OptionError(
-                ".".join(["options", *map(str, problem["loc"])]),
-                f"{text[0].lower()}{text[1:]}, and the value is {shown(problem['input'])}. "
-                f"Options of {self.name}: {', '.join(kind.Options.model_fields)}",
-            ) from None
+    def _bad_option(self, model: type[BaseModel], problem: Mapping[str, Any]) -> str:
+        return f"{bad_value(problem)}. Options of {self.name}: {', '.join(model.model_fields)}"
 
     def _own_settings(self) -> list[str]:
         """Those of the settings for some judges alone that are not the default."""
@@ -290,7 +280,7 @@ class PanelSettings(JudgeSettings):
 
     @model_validator(mode="after")
     def _check_members(self) -> Self:
-        if self.name == "ensemble" and self.template is not None:
+        if self.name == ENSEMBLE and self.template is not None:
             raise ValueError("an ensemble has no judge prompt of its own: give each of its members its template")
         if (self.name == ENSEMBLE) != bool(self.members):
             raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import reduce
@@ -25,6 +25,7 @@ from selfreward.runtime import redact
 Model = TypeVar("Model", bound=BaseModel)
 Key = tuple[str | int, ...]
 MAX_BYTES = 1 << 18
+VALUE_ERROR = "Value error, "  # what pydantic puts before the message of a ValueError
 MAX_SHOWN_PROBLEMS = 20  # problems that one message lists
 
 
@@ -292,9 +293,14 @@ def _message(problem: dict[str, Any], model: type[BaseModel]) -> str:
         return f"unknown key. {suggest(str(problem['loc'][-1]), _siblings(model, problem['loc']))}"
     if problem["type"] == "missing":
         return "missing, and it has no default. Add it to the recipe"
-    text = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
-        return text
+        return str(problem["msg"]).removeprefix(VALUE_ERROR)
+    return bad_value(problem)
+
+
+def bad_value(problem: Mapping[str, Any]) -> str:
+    """One of pydantic's problems in the words of an error message, with the value."""
+    text = str(problem["msg"]).removeprefix(VALUE_ERROR)
     return f"{text[0].lower()}{text[1:]}, and the value is {shown(problem['input'])}"
 
 

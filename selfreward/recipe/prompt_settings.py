@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from selfreward.recipe import registry
 from selfreward.recipe.base import PositiveInt, Settings
 from selfreward.recipe.engine_facts import names_own_model
 from selfreward.recipe.engine_settings import EngineSettings, ModelSettings, SamplingSettings
 from selfreward.recipe.filter_settings import FilterSettings, Share
-from selfreward.recipe.loader import OptionError, RecipeFile, RecipePath, is_stored, shown, suggest
+from selfreward.recipe.loader import RecipeFile, RecipePath, bad_value, is_stored, shown, suggest
+from selfreward.recipe.own_options import check_own_options
 
 # What a mixture itself may say of rows.
 OF_ALL = ("source", "columns", "max_characters", "on_bad_line")
@@ -255,13 +257,7 @@ class SourceSettings(RowSettings):
         if is_stored(info):
             return self
         source = registry.load_class(self.source, registry.PROMPT_SOURCES, "prompt source")
-        if self.options is not None and source.Options is None:
-            raise OptionError("options", f"{self.source} has no settings of its own. Take options out")
-        try:
-            source.own_settings(self)
-        except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            raise OptionError(".".join(["options", *map(str, problem["loc"])]), _problem(source, problem)) from None
+        check_own_options(source.Options, self.options, self.source, _bad_option)
         source.check_settings(self)
         return self
 
@@ -392,9 +388,7 @@ class PromptSettings(SourceSettings):
         return self
 
 
-def _problem(source: Any, problem: Any) -> str:
-    """What is wrong with one of a source's own settings, in the words of the recipe's."""
+def _bad_option(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
-        return f"unknown key. {suggest(str(problem['loc'][-1]), [*source.Options.model_fields])}"
-    text = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{text[0].lower()}{text[1:]}, and the value is {shown(problem['input'])}"
+        return f"unknown key. {suggest(str(problem['loc'][-1]), [*model.model_fields])}"
+    return bad_value(problem)
