@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -37,7 +36,6 @@ class Filter:
     - ``of``: what it looks at: an instruction, once for all of its instances and maybe before there are any; an
       instance, which has an output; or text, which is all that a task has when it is looked at.
     - ``block``: its block of ``prompts.filters``, which a data set's card shows.
-    - ``library``: a module that has to be installed, by the extra ``data``.
     """
 
     required: ClassVar[tuple[str, ...]] = ("of", "prepare", "look", "add")
@@ -46,7 +44,6 @@ class Filter:
 
     of: ClassVar[Kind]
     block: ClassVar[str | None] = None
-    library: ClassVar[str | None] = None
 
     @classmethod
     def check_settings(cls, settings: FilterSettings) -> None:
@@ -108,13 +105,6 @@ def filter_class(name: str) -> type[Filter]:
     return found
 
 
-def _made(name: str, settings: FilterSettings, held_out: Path | None) -> Filter:
-    found = filter_class(name)
-    if found.library is not None and find_spec(found.library) is None:
-        raise ValueError(f'filter {name} needs {found.library}, which is not installed: pip install "selfreward[data]"')
-    return found(settings, held_out)
-
-
 class Filters:
     """The filters of a recipe over one growing pool of instructions.
 
@@ -127,7 +117,7 @@ class Filters:
         """Raises ValueError for a name that nothing is registered under, or what a filter lacks."""
         self.names = list(names)
         self._settings, self._held_out = settings, held_out
-        every = [(name, _made(name, settings, held_out)) for name in names]
+        every = [(name, filter_class(name)(settings, held_out)) for name in names]
         self._of_instructions = [(name, each) for name, each in every if each.of == "instruction"]
         self._of_text = [(name, each) for name, each in every if each.of == "text"]
         self._of_instances = [(name, each) for name, each in every if each.of != "instruction"]

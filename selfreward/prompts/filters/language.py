@@ -22,7 +22,6 @@ class Language(BuiltInFilter):
 
     of: ClassVar[Kind] = "instruction"
     block: ClassVar[str | None] = "language"
-    library: ClassVar[str | None] = "py3langid"
 
     def __init__(self, settings: FilterSettings, held_out: Path | None) -> None:
         self._settings = settings.language

@@ -38,7 +38,6 @@ class NearByWords(BuiltInFilter):
 
     of: ClassVar[Kind] = "instruction"
     block: ClassVar[str | None] = "minhash"
-    library: ClassVar[str | None] = "datasketch"
 
     def __init__(self, settings: FilterSettings, held_out: Path | None) -> None:
         """Raises ValueError where datasketch is missing."""
@@ -84,7 +83,6 @@ class NearByMeaning(BuiltInFilter):
 
     of: ClassVar[Kind] = "instruction"
     block: ClassVar[str | None] = "embedding"
-    library: ClassVar[str | None] = "sentence_transformers"
 
     @classmethod
     def check_settings(cls, settings: FilterSettings) -> None:
