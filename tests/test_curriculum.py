@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from desks import Model, desk, settings
+from source_contexts import Model, settings, source_context
 
 import selfreward
 from selfreward.prompts.curriculum import CurriculumSource, informative
@@ -53,7 +53,7 @@ def test_what_earlier_iterations_did_not_ask_is_not_asked_again():
 def choose(tmp_path, num, iteration=1, earlier=(), tried=(), filters=(), model=None, rows=ROWS, **block):
     source = CurriculumSource(settings(tmp_path, rows, source="curriculum", curriculum=block))
     model = model or Model(lambda text: pytest.fail("a model was asked"))
-    with desk(tmp_path / "journals", model, num, iteration, filters, earlier=earlier, tried=tried) as at:
+    with source_context(tmp_path / "journals", model, num, iteration, filters, earlier=earlier, tried=tried) as at:
         tasks = source.tasks(at)
     return [task.instruction for task in tasks], at, tasks
 

@@ -1,7 +1,7 @@
 """Evol-Instruct: rounds, lineage, operators, each rule of the eliminator, and replies as models give them."""
 
 import pytest
-from desks import Model, desk, settings
+from source_contexts import Model, settings, source_context
 
 from selfreward.engines import Completion
 from selfreward.errors import EngineDied
@@ -41,7 +41,7 @@ def source(tmp_path, rows=ROWS, **evol):
 
 
 def evolve(tmp_path, model, num, rows=ROWS, iteration=1, filters=(), **evol):
-    with desk(tmp_path / "journals", model, num, iteration, filters) as at:
+    with source_context(tmp_path / "journals", model, num, iteration, filters) as at:
         return source(tmp_path, rows, **evol).tasks(at), at
 
 
@@ -221,7 +221,7 @@ def shuffled(text):
 
 
 def outcome(tmp_path, model):
-    with desk(tmp_path / "journals", model, 12) as at:
+    with source_context(tmp_path / "journals", model, 12) as at:
         tasks = source(tmp_path, rounds=3).tasks(at)
     return tasks, at.figures, at.filters.removed
 
@@ -231,7 +231,7 @@ def test_the_order_in_which_requests_end_changes_nothing(tmp_path):
     assert len(expected[0]) > 5
     assert len(expected[2]) > 1
     assert outcome(tmp_path / "b", Model(shuffled, late=True)) == expected
-    with desk(tmp_path / "c", Model(shuffled), 12, limit=1) as at:
+    with source_context(tmp_path / "c", Model(shuffled), 12, limit=1) as at:
         assert source(tmp_path, rounds=3).tasks(at) == expected[0]
 
 

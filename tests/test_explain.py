@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from desks import Model, desk, settings
+from source_contexts import Model, settings, source_context
 
 from selfreward.engines import Completion
 from selfreward.errors import EngineDied
@@ -24,7 +24,7 @@ def answer(text):
 
 def explain(tmp_path, model, num, rows, iteration=1, earlier=(), **block):
     source = ExplainSource(settings(tmp_path, rows, source="explain", explain=block))
-    with desk(tmp_path / "journals", model, num, iteration, earlier=earlier) as at:
+    with source_context(tmp_path / "journals", model, num, iteration, earlier=earlier) as at:
         return source.tasks(at), at
 
 

@@ -66,27 +66,27 @@ class Writer:
     def check(self) -> None:
         pass
 
-    def tasks(self, desk: SourceContext) -> list[Task]:
-        texts = self.healthy(desk) if desk.iteration == 1 else self.texts(desk)
-        return desk.filters.filter([Task.make(text, "test") for text in texts])
+    def tasks(self, context: SourceContext) -> list[Task]:
+        texts = self.healthy(context) if context.iteration == 1 else self.texts(context)
+        return context.filters.filter([Task.make(text, "test") for text in texts])
 
-    def healthy(self, desk: SourceContext) -> list[str]:
+    def healthy(self, context: SourceContext) -> list[str]:
         pairs = [(verb, word) for verb in self._verbs for word in WORDS[:4]]
-        return [f"{verb} the {word} of {n} {desk.iteration} lands" for n, (verb, word) in enumerate(pairs)]
+        return [f"{verb} the {word} of {n} {context.iteration} lands" for n, (verb, word) in enumerate(pairs)]
 
-    def texts(self, desk: SourceContext) -> list[str]:
-        return self.healthy(desk)
+    def texts(self, context: SourceContext) -> list[str]:
+        return self.healthy(context)
 
 
 class Narrow(Writer):
-    def texts(self, desk: SourceContext) -> list[str]:
+    def texts(self, context: SourceContext) -> list[str]:
         return [f"Name the fox of {n} lands" for n in range(100, 124)]
 
 
 class Stuck(Writer):
-    def texts(self, desk: SourceContext) -> list[str]:
-        desk.count("gave_up")
-        return [*(["fox"] * 300), *self.healthy(desk)[:20]]
+    def texts(self, context: SourceContext) -> list[str]:
+        context.count("gave_up")
+        return [*(["fox"] * 300), *self.healthy(context)[:20]]
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def no_engine(_):
     raise AssertionError("no model is asked")
 
 
-def desk(iteration, num, filters=(), seed=0, **settings):
+def source_context(iteration, num, filters=(), seed=0, **settings):
     return SourceContext(
         iteration=iteration,
         num=num,
@@ -53,7 +53,7 @@ def texts(tasks):
 
 def taken(settings, iterations, **other):
     source = DatasetSource(settings)
-    return [texts(source.tasks(desk(t, settings.num, **other))) for t in iterations]
+    return [texts(source.tasks(source_context(t, settings.num, **other))) for t in iterations]
 
 
 # Rows
@@ -68,7 +68,7 @@ def test_each_iteration_takes_the_next_prompts_and_starts_over_at_the_end(tmp_pa
 
 def test_no_prompt_is_lost_without_a_number(tmp_path):
     settings = PromptSettings(path=numbered(tmp_path, 7))
-    at = desk(2, None)
+    at = source_context(2, None)
     assert len({task.id for task in DatasetSource(settings).tasks(at)}) == 7
     assert at.figures == {}
 
@@ -88,7 +88,7 @@ def test_too_few_rows_come_out_beforehand(tmp_path):
 
 def test_bad_rows_are_counted(tmp_path):
     path = write(tmp_path / "p.jsonl", ['{"prompt": "a"}', "", "no", '{"prompt": "a"}', '{"prompt": "b"}'])
-    at = desk(1, None)
+    at = source_context(1, None)
     assert texts(DatasetSource(PromptSettings(path=path, on_bad_line="skip")).tasks(at)) == ["a", "b"]
     assert at.figures == {"skipped_empty": 1, "skipped_malformed": 1, "skipped_duplicate": 1}
 
@@ -97,7 +97,7 @@ def test_a_source_is_named_by_the_file_or_by_the_row(tmp_path):
     path = write(
         tmp_path / "p.jsonl", [{"prompt": "a"}, {"prompt": "b", "source": "forum"}, {"prompt": "c", "source": 3}]
     )
-    assert [task.source for task in DatasetSource(PromptSettings(path=path)).tasks(desk(1, None))] == [
+    assert [task.source for task in DatasetSource(PromptSettings(path=path)).tasks(source_context(1, None))] == [
         "p.jsonl",
         "forum",
         "p.jsonl",
@@ -125,17 +125,17 @@ def test_what_is_streamed_and_begins_badly_is_refused_beforehand(tmp_path):
 def test_a_repeated_prompt_is_streamed_again_in_another_iteration_alone(tmp_path):
     path = write(tmp_path / "p.jsonl", [{"prompt": each} for each in "aabcda"])
     settings = PromptSettings(path=path, num=2, streaming=True, on_bad_line="skip")
-    source, desks = DatasetSource(settings), [desk(t, 2) for t in (1, 2, 3, 4)]
+    source, contexts = DatasetSource(settings), [source_context(t, 2) for t in (1, 2, 3, 4)]
     # The third window begins at the end and goes on at the beginning, where its own prompt stands twice.
-    assert ["".join(texts(source.tasks(each))) for each in desks] == ["ab", "cd", "ab", "cd"]
-    assert [each.figures for each in desks] == [{"skipped_duplicate": 1}, {}, {"skipped_duplicate": 2}, {}]
+    assert ["".join(texts(source.tasks(each))) for each in contexts] == ["ab", "cd", "ab", "cd"]
+    assert [each.figures for each in contexts] == [{"skipped_duplicate": 1}, {}, {"skipped_duplicate": 2}, {}]
 
 
 def test_windows_of_different_sizes_follow_one_another(tmp_path):
     path = numbered(tmp_path, 10, "p")
     for streaming in (False, True):
         source = DatasetSource(PromptSettings(path=path, num=1, streaming=streaming))
-        last = [source.tasks(replace(desk(len(nums) + 1, 3), nums=nums)) for nums in ([4], [4, 0], [4, 0, 5])]
+        last = [source.tasks(replace(source_context(len(nums) + 1, 3), nums=nums)) for nums in ([4], [4, 0], [4, 0, 5])]
         assert [texts(each) for each in last] == [
             ["p 4", "p 5", "p 6"],
             ["p 4", "p 5", "p 6"],
@@ -164,7 +164,7 @@ def test_filters_see_the_rows_in_order_and_each_removal_is_told_once_a_round(tmp
     source = DatasetSource(PromptSettings(path=filtered_file(tmp_path), num=num))
     every, removed = [], []
     for t in range(1, 13):  # num whole rounds of two iterations each, at least
-        at = desk(t, num, ["length"])
+        at = source_context(t, num, ["length"])
         tasks = source.tasks(at)
         assert numbers(tasks) == [2 * (n % 6) for n in range((t - 1) * num, t * num)]
         every += tasks
@@ -174,7 +174,7 @@ def test_filters_see_the_rows_in_order_and_each_removal_is_told_once_a_round(tmp
 
 
 def test_all_that_filters_remove_is_told_without_a_number(tmp_path):
-    at = desk(1, None, ["length"])
+    at = source_context(1, None, ["length"])
     tasks = DatasetSource(PromptSettings(path=filtered_file(tmp_path))).tasks(at)
     assert (numbers(tasks), numbers(at.filters.removed)) == ([0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11])
     assert {removal.filter for removal in at.filters.removed} == {"length"}
@@ -247,10 +247,10 @@ def test_shares_add_up_and_are_less_than_one_off():
 
 
 class Writer:
-    """Stands for a source that asks a model: it makes the same tasks again and again, and tells its desks."""
+    """Stands for a source that asks a model: it makes the same tasks again and again, and tells its contexts."""
 
     made = ("Write a poem about the sea.", "a 0", "List all the moons of Mars.", "Explain how a kite can fly.")
-    desks: list[SourceContext] = []  # noqa: RUF012
+    contexts: list[SourceContext] = []  # noqa: RUF012
 
     def __init__(self, settings):
         pass
@@ -258,9 +258,9 @@ class Writer:
     def check(self):
         raise ValueError("the writer was checked")
 
-    def tasks(self, desk):
-        self.desks.append(desk)
-        return desk.filters.filter([Task.make(text, "writer") for text in self.made], desk.wanted)
+    def tasks(self, context):
+        self.contexts.append(context)
+        return context.filters.filter([Task.make(text, "writer") for text in self.made], context.wanted)
 
 
 WRITER = {"source": f"{__name__}:Writer"}
@@ -275,7 +275,7 @@ def mixture(tmp_path, *parts, num, **other):
 def test_a_mixture_takes_its_shares_and_each_part_goes_on_where_it_was(tmp_path):
     settings = mixture(tmp_path, {"path": "a", "weight": [3.0, 1.0, 0.0, 1.0]}, {"path": "b"}, num=4)
     source = MixtureSource(settings)
-    found = [sorted(texts(source.tasks(desk(t, 4)))) for t in range(1, 6)]
+    found = [sorted(texts(source.tasks(source_context(t, 4)))) for t in range(1, 6)]
     assert found == [
         ["a 0", "a 1", "a 2", "b 0"],
         ["a 3", "a 4", "b 1", "b 2"],
@@ -287,34 +287,34 @@ def test_a_mixture_takes_its_shares_and_each_part_goes_on_where_it_was(tmp_path)
 
 def test_the_order_of_a_mixture_is_the_seeds(tmp_path):
     source = MixtureSource(mixture(tmp_path, {"path": "a"}, {"path": "b"}, num=20))
-    orders = {seed: texts(source.tasks(desk(1, 20, seed=seed))) for seed in (0, 1)}
-    assert orders[0] == texts(source.tasks(desk(1, 20, seed=0)))
+    orders = {seed: texts(source.tasks(source_context(1, 20, seed=seed))) for seed in (0, 1)}
+    assert orders[0] == texts(source.tasks(source_context(1, 20, seed=0)))
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(f"{name} {n}" for name in "ab" for n in range(10))
     assert orders[0] != sorted(orders[0])
 
 
 def test_a_prompt_of_two_parts_is_there_once_and_counted(tmp_path):
-    at = desk(1, 8)
+    at = source_context(1, 8)
     tasks = MixtureSource(mixture(tmp_path, {"path": "a"}, {"path": "a"}, num=8)).tasks(at)
     assert sorted(texts(tasks)) == ["a 0", "a 1", "a 2", "a 3"]
     assert at.figures == {"from_part_1": 4, "from_part_2": 4, "in_several_parts": 4}
 
 
 def test_the_source_of_a_task_in_a_mixture_is_that_of_its_rows(tmp_path):
-    tasks = MixtureSource(mixture(tmp_path, {"path": "a"}, {"path": "b"}, num=4)).tasks(desk(1, 4))
+    tasks = MixtureSource(mixture(tmp_path, {"path": "a"}, {"path": "b"}, num=4)).tasks(source_context(1, 4))
     assert Counter(task.source for task in tasks) == {"a.jsonl": 2, "b.jsonl": 2}
 
 
 def test_what_a_model_writes_is_compared_with_the_rows_of_a_mixture(tmp_path):
-    Writer.desks.clear()
+    Writer.contexts.clear()
     settings = mixture(tmp_path, WRITER, WRITER, {"path": "a"}, num=6)
-    at = desk(1, 6, ["rouge_l"])
+    at = source_context(1, 6, ["rouge_l"])
     tasks = MixtureSource(settings).tasks(at)
     # The rows alone are not filtered, as the recipe says nothing of filters.
     assert sorted(texts(tasks)) == sorted(["a 0", "a 1", *Writer.made[:1], *Writer.made[2:]])
-    assert [each.num for each in Writer.desks] == [2, 2]
-    assert Writer.desks[0].seed != Writer.desks[1].seed
+    assert [each.num for each in Writer.contexts] == [2, 2]
+    assert Writer.contexts[0].seed != Writer.contexts[1].seed
     assert {removal.instruction: removal.filter for removal in at.filters.removed} == {
         "a 0": "duplicate",
         Writer.made[0]: "duplicate",
@@ -325,16 +325,16 @@ def test_what_a_model_writes_is_compared_with_the_rows_of_a_mixture(tmp_path):
 def test_rows_of_a_mixture_are_filtered_where_the_recipe_says_so(tmp_path):
     settings = mixture(tmp_path, {"path": "a"}, WRITER, num=2, filters={"use": ["length"]})
     with pytest.raises(ValueError, match=r"0 that pass prompts.filters"):
-        MixtureSource(settings).tasks(desk(1, 2, ["length"]))
+        MixtureSource(settings).tasks(source_context(1, 2, ["length"]))
 
 
 def test_a_part_without_weight_is_not_asked(tmp_path):
-    Writer.desks.clear()
+    Writer.contexts.clear()
     source = MixtureSource(mixture(tmp_path, {**WRITER, "weight": [0.0, 1.0]}, {"path": "a"}, num=2))
-    assert sorted(texts(source.tasks(desk(1, 2)))) == ["a 0", "a 1"]
-    assert Writer.desks == []
-    assert sorted(texts(source.tasks(desk(2, 2)))) == ["Write a poem about the sea.", "a 2"]
-    assert [(each.num, list(each.nums)) for each in Writer.desks] == [(1, [0])]
+    assert sorted(texts(source.tasks(source_context(1, 2)))) == ["a 0", "a 1"]
+    assert Writer.contexts == []
+    assert sorted(texts(source.tasks(source_context(2, 2)))) == ["Write a poem about the sea.", "a 2"]
+    assert [(each.num, list(each.nums)) for each in Writer.contexts] == [(1, [0])]
 
 
 def test_all_parts_are_checked_beforehand(tmp_path):

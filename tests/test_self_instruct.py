@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import writers
-from desks import desk, settings
+from source_contexts import settings, source_context
 
 import selfreward
 from selfreward.engines import Completion
@@ -71,7 +71,7 @@ def make(folder, model, num, rows=None, filters=PAPER, **options):
     """The tasks of an iteration, the figures and what was taken out."""
     other = {name: options.pop(name) for name in ("earlier", "iteration", "limit", "templates") if name in options}
     source = source_of(folder, rows, **options)
-    with desk(folder, model, num, filters=filters, **other) as place:
+    with source_context(folder, model, num, filters=filters, **other) as place:
         tasks = source.tasks(place)
         place.filters.finish(tasks)
     return tasks, place.figures, place.filters.removed, place

@@ -70,7 +70,7 @@ def make_eft(
         ranked: prompts with their answers. Those without answers of different ranks are left out.
         settings: how.
         engine: serves the judging model.
-        gather: ``SourceContext.run_concurrently``, which runs a coroutine for each prompt.
+        run_concurrently: ``SourceContext.run_concurrently``, which runs a coroutine for each prompt.
         seed: every choice derives from it.
 
     Raises:

@@ -77,7 +77,7 @@ class Launcher(Protocol):
 
         Args:
             name: of the worker, for messages.
-            place: its node and GPUs.
+            slot: its node and GPUs.
             stall_timeout: seconds without a sign of life after which it is dead.
             log: takes each line that it prints.
         """

@@ -50,10 +50,10 @@ class SlurmLauncher:
             *("--ntasks-per-node=1", "--kill-on-bad-exit=1"),
         )
         command = in_shell(training.command(NODE, hosts[0], free_port()), NODE)
-        return _StepGang([*step, *command], {**without_ranks(os.environ), **environment})
+        return _StepJob([*step, *command], {**without_ranks(os.environ), **environment})
 
 
-class _StepGang(ProcessJob):
+class _StepJob(ProcessJob):
     """A job step. ``srun`` hands SIGTERM on as SIGKILL, and its tasks would outlive a ``srun`` that is killed."""
 
     def kill(self) -> None:

@@ -66,7 +66,7 @@ class DatasetSource(PromptSource):
 
 
 def counted(context: SourceContext, read: tuple[list[Read], dict[str, int]]) -> list[Read]:
-    """What was read; the bad rows are counted at the desk, by reason."""
+    """What was read; the context counts the bad rows, by reason."""
     rows, skipped = read
     for reason, count in skipped.items():
         context.count(f"skipped_{reason}", count)
@@ -187,7 +187,7 @@ def _next(tasks: Sequence[Task], context: SourceContext, settings: RowSettings) 
 
 
 def _filtered(every: Sequence[Task], context: SourceContext, settings: RowSettings) -> list[Task]:
-    """The next tasks of those that pass the filters; what was taken out between them is handed on to the desk.
+    """The next tasks of those that pass the filters; what was taken out between them is handed on to the context.
 
     The filters begin anew: to the iteration's own a row that comes again would be a duplicate of itself.
     """

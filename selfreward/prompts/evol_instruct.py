@@ -101,7 +101,7 @@ class Evolver:
         """One round: by parent, what it became, or None where it stays.
 
         Args:
-            desk: its filters see each task, in the order of the parents.
+            context: its filters see each task, in the order of the parents.
             parents: what to evolve.
             number: of the round, from 1 on.
         """

@@ -56,7 +56,7 @@ class TemplateSearch:
         self._quality = template("instruction_quality", "instruction")
 
     def best(self, seeds: Sequence[Task], human: Sequence[Task], machine: Sequence[Task]) -> Template:
-        """The prompt that is worth most; all that were measured are put on the desk's ``trials``.
+        """The prompt that is worth most; all that were measured are put into the context's ``trials``.
 
         Args:
             seeds: what the filters know of them.

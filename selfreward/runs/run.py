@@ -23,23 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfreward.recipe.recipe import Recipe, stored_recipe
-from selfreward.records import (
-    R,
-    read_records,
-)
+from selfreward.records import R, read_records
 from selfreward.runs.fingerprint import begins_with, changes, settings_of_step
 from selfreward.runs.folders import StageFolder, iteration_folder, make_folder
 from selfreward.runs.plan import inputs, makes_model, models_of
 from selfreward.runs.stages import Step, records_named
 from selfreward.runs.stored import METRICS, ORIGIN, RECIPE, SET_ASIDE
-from selfreward.runtime.atomic import (
-    append_line,
-    is_whole_line,
-    read_sealed,
-    sync,
-    write_bytes,
-    write_sealed,
-)
+from selfreward.runtime.atomic import append_line, is_whole_line, read_sealed, sync, write_bytes, write_sealed
 from selfreward.runtime.progress import console
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""A desk for prompt sources, whose model is a function."""
+"""Contexts for prompt sources, whose model is a function."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Model:
 
 
 @contextmanager
-def desk(folder: Path, model: Model, num: int, iteration: int = 1, filters: Sequence[str] = (), **other):
-    """A desk whose requests are kept in a journal in the folder."""
+def source_context(folder: Path, model: Model, num: int, iteration: int = 1, filters: Sequence[str] = (), **other):
+    """A context whose requests are kept in a journal in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with Journal(folder / f"journal_{iteration}.jsonl") as journal:
         engine = JournaledEngine(model, journal, "current")
