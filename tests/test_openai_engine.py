@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import math
-import re
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import urllib.request
@@ -181,45 +182,45 @@ def test_one_engine_serves_one_event_loop_after_another(vllm_server: str) -> Non
 
 
 def test_the_data_command_keeps_32_requests_in_flight(
-    vllm_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vllm_server: str, server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the server's own count. A random model writes noise, which is an instruction where nothing filters it."""
+    """By the count of a server that hands them on. Of a random model noise is an instruction, as nothing filters it."""
     from datasets import load_dataset
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     (tmp_path / "template.txt").write_text("{examples}")
     (tmp_path / "seeds.jsonl").write_text("".join(f'{{"prompt": "{word}"}}\n' for word in ("ant", "bear", "deer")))
     words = (
-        f"self-instruct --seeds seeds.jsonl --num 8 --model {vllm_server} --out out self_instruct.template=template.txt"
+        f"self-instruct --seeds seeds.jsonl --num 8 --model {server.url} --out out self_instruct.template=template.txt"
     )
     options = [
         "self_instruct.human=1",
         "self_instruct.machine=0",
         "self_instruct.tasks=1",
         "self_instruct.instances=0",
-        "self_instruct.requests=192",
+        "self_instruct.requests=96",
     ]
     sampling = ["generation.temperature=1.5", "generation.top_p=1.0", "generation.max_tokens=100", "filters.use=[]"]
     command = [sys.executable, "-m", "selfreward", "data", *words.split(), *options, *sampling]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    most = 0.0
-    while process.poll() is None:
-        most = max(most, in_flight(vllm_server))
-        time.sleep(0.002)
-    said = process.communicate()[1]
-    assert process.returncode == 0, said
-    # One that has ended is missing until the next one is there, and a busy machine is not asked often.
-    assert most in (31, 32)
+    together = threading.Barrier(32)
+
+    def hand_on(number: int, body: dict[str, Any]) -> Answer:
+        if number <= together.parties:
+            # The first is not answered before the last has come, and one too many would come meanwhile.
+            together.wait(timeout=60)
+            time.sleep(0.5)
+        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{vllm_server}/chat/completions", json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+
+    server.script = hand_on
+    process = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert server.most_at_once == 32
     loaded = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     assert len(loaded["train"]) == 8
     assert all(row["prompt"] == [{"role": "user", "content": row["instruction"]}] for row in loaded["train"])
-
-
-def in_flight(base_url: str) -> float:
-    """How many requests the server works on or has waiting."""
-    with urllib.request.urlopen(base_url.replace("/v1", "/metrics"), timeout=30) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if re.match(r"vllm:num_requests_(running|waiting)\{", line))
 
 
 # A server that misbehaves on purpose
